@@ -1,0 +1,221 @@
+//! The command line.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs language models that are bigger than the machine's memory.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 other failure, 2 usage or an impossible request, 3 model not found, \
+                  4 model invalid or not supported, 5 does not fit in memory, 7 prompt longer than the \
+                  context, 9 storage (disk full, I/O error, checksum mismatch), 130 and 143 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is printed besides the result.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Output {
+    /// Print the result as one JSON document.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print nothing but the result and errors.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// How to show progress on stderr: `auto` draws bars on a terminal and prints lines elsewhere.
+    #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
+    pub(crate) progress: ProgressMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    Auto,
+    Bar,
+    Plain,
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Continue a prompt, or chat on a terminal.
+    Run(Run),
+    /// Rewrite a checkpoint as a pack: one checksummed shard per layer, in the order of use.
+    Pack(Pack),
+    /// Show a model's architecture and where its bytes are.
+    Inspect(Inspect),
+    /// Check every byte of a pack, or the structure of a checkpoint.
+    Verify(Verify),
+    /// Compute the logits of token ids.
+    Logits(Logits),
+    /// Measure the perplexity of a text by strided windows.
+    Eval(Eval),
+}
+
+/// Model, memory and device: the same for every command that computes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Compute {
+    /// A Hugging Face checkpoint directory or a pack.
+    pub(crate) model: PathBuf,
+    /// Positions of a sequence at most; `auto`: what the request needs, up to what the model was made for.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = context)]
+    pub(crate) ctx: narrows::Context,
+    /// How keys and values are cached.
+    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32", value_parser = encoding)]
+    pub(crate) kv_dtype: narrows::Encoding,
+    /// Rows of prefill that one step computes at most [default: what 256 MiB of activations hold, up to 512].
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk: Option<NonZeroUsize>,
+    /// Threads that compute [default: all of the machine's].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// The prompt; `-` reads it from stdin. Without one, chat on a terminal, or read stdin elsewhere.
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "ids", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<String>,
+    /// Prompts as token ids: a safetensors file with `input_ids`, i64 `[batch, positions]`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: Option<PathBuf>,
+    /// Give the prompt to the model as it is, without its chat template.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// A system message, for models with a chat template.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    pub(crate) system: Option<String>,
+    /// New tokens at most [default: generation_config.json's, else 64; in a chat 1024].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// End the text where this string comes up; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on after a token that ends a text.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+/// How tokens are chosen; what is not given comes from generation_config.json, else greedy.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SamplingArgs {
+    /// Always take the best token.
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
+    pub(crate) greedy: bool,
+    /// Divide logits by this; 0 is greedy.
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Draw from the K best tokens only.
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw from the fewest best tokens whose probabilities reach P.
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Draw from tokens at least P times as likely as the best.
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Divide positive logits of tokens already seen by this, multiply negative ones.
+    #[arg(long, value_name = "X")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Take this from the logit of every token already generated.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Take this from the logit of a token for each time that it was generated.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Where the random numbers start [default: a new one each time, told in the closing line].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Pack {
+    /// A Hugging Face checkpoint directory.
+    pub(crate) model: PathBuf,
+    /// The directory of the pack; made if it does not exist. An interrupted pack is resumed.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Delete each weight file of the checkpoint once all that it held is packed, durable and verified.
+    #[arg(long)]
+    pub(crate) consume_source: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// A Hugging Face checkpoint directory or a pack.
+    pub(crate) model: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// A pack or a Hugging Face checkpoint directory.
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Logits {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// A safetensors file with `input_ids`, i64 `[batch, positions]`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: PathBuf,
+    /// The safetensors file to write: `logits`, f32 `[batch, positions, vocab]`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// The text.
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) file: PathBuf,
+    /// Tokens of a window [default: what the model was made for, up to 2048].
+    #[arg(long, value_name = "W")]
+    pub(crate) window: Option<usize>,
+    /// Tokens by which windows advance [default: half a window].
+    #[arg(long, value_name = "S")]
+    pub(crate) stride: Option<usize>,
+}
+
+fn context(text: &str) -> Result<narrows::Context, String> {
+    if text == "auto" {
+        return Ok(narrows::Context::Auto);
+    }
+    match text.parse::<NonZeroUsize>() {
+        Ok(n) => Ok(narrows::Context::Positions(n.get())),
+        Err(_) => Err("neither `auto` nor a number of positions".to_owned()),
+    }
+}
+
+fn encoding(text: &str) -> Result<narrows::Encoding, String> {
+    narrows::Encoding::ALL
+        .into_iter()
+        .find(|encoding| encoding.name() == text)
+        .ok_or_else(|| "not one of f32, bf16, f16".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

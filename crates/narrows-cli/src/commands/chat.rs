@@ -1,0 +1,85 @@
+//! `narrows run` on a terminal: a conversation.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+
+use narrows::{Engine, Message, Prompt, Request};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use super::run::{chat_options, closing_line};
+use crate::args::Output;
+use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::output::{say, write};
+
+/// Tokens of a reply at most, where no flag says.
+pub(super) const MAX_NEW_TOKENS: usize = 1024;
+
+/// Talks until end of input or `/exit`. Ctrl-C ends a reply; at the prompt it ends the conversation.
+pub(super) fn chat(
+    output: &Output,
+    engine: &mut Engine,
+    system: Option<&str>,
+    request: impl Fn(Prompt) -> Request,
+) -> Result<()> {
+    if engine.text()?.chat_template().is_none() {
+        return Err(Failure::Usage(
+            "the model has no chat template; give it a text to continue with -p".to_owned(),
+        ));
+    }
+    let mut editor = DefaultEditor::new().map_err(terminal)?;
+    say(output, "Ctrl-C ends a reply, /clear starts anew, /exit or Ctrl-D leaves.");
+    let start: Vec<_> = system.map(|text| Message::new("system", text)).into_iter().collect();
+    let mut messages = start.clone();
+    let mut session = engine.session();
+    let mut interrupt = None;
+    loop {
+        let line = match editor.readline(">>> ") {
+            Ok(line) => line,
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(()),
+            Err(error) => return Err(terminal(error)),
+        };
+        match line.trim() {
+            "" => continue,
+            "/exit" | "/quit" => return Ok(()),
+            "/clear" => {
+                messages.clone_from(&start);
+                continue;
+            }
+            _ => {}
+        }
+        let _ = editor.add_history_entry(&line);
+        messages.push(Message::new("user", line));
+        let interrupt = match &interrupt {
+            Some(interrupt) => interrupt,
+            None => &*interrupt.insert(Interrupt::listen()?),
+        };
+        interrupt.reset();
+        let request = request(Prompt::Chat(messages.clone(), chat_options()));
+        let stdout = RefCell::new(Ok(()));
+        let reply = session.generate(&request, |event| {
+            *stdout.borrow_mut() = write(event.text);
+            let go_on = !interrupt.came() && stdout.borrow().is_ok();
+            if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        stdout.into_inner()?;
+        match reply {
+            Ok((completion, stats)) => {
+                write("\n")?;
+                say(output, &closing_line(&stats, std::slice::from_ref(&completion), &[request]));
+                messages.push(Message::new("assistant", completion.text.unwrap_or_default()));
+            }
+            // The conversation outgrew the context: say so and let the user start anew.
+            Err(error @ narrows::Error::PromptTooLong { .. }) => {
+                messages.pop();
+                say(output, &format!("{error}; /clear starts anew"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn terminal(error: ReadlineError) -> Failure {
+    Failure::Other(format!("the terminal: {error}"))
+}

@@ -1,0 +1,150 @@
+//! `narrows inspect`
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use narrows::{Bytes, Model, Weight};
+use serde::Serialize;
+
+use super::SCHEMA_VERSION;
+use crate::args::{Inspect, Output};
+use crate::failure::Result;
+use crate::output::{write, write_json};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema_version: u32,
+    family: &'a str,
+    packed: bool,
+    parameters: u64,
+    bytes: u64,
+    bytes_per_pass: u64,
+    bytes_by_encoding: BTreeMap<String, u64>,
+    embedding_bytes: u64,
+    layer_bytes: Vec<u64>,
+    head_bytes: u64,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    max_positions: Option<usize>,
+    sliding_windows: &'a [Option<usize>],
+    rope_theta: f64,
+    rope_scaling: String,
+    tensors: Option<Vec<TensorReport<'a>>>,
+}
+
+#[derive(Serialize)]
+struct TensorReport<'a> {
+    name: &'a str,
+    encoding: String,
+    shape: &'a [usize],
+    file: String,
+    offset: u64,
+    bytes: u64,
+}
+
+pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
+    let model = Model::open(&args.model)?;
+    let report = report(&model, args.tensors);
+    if output.json { write_json(&report) } else { write(&table(&report)) }
+}
+
+fn report(model: &Model, with_tensors: bool) -> Report<'_> {
+    let a = model.architecture();
+    let mut layer_bytes = vec![0; a.layers];
+    let (mut embedding_bytes, mut head_bytes, mut parameters) = (0, 0, 0);
+    let mut bytes_by_encoding = BTreeMap::new();
+    let mut tensors = Vec::new();
+    for (weight, name, tensor) in model.tensors() {
+        let bytes = tensor.range.end - tensor.range.start;
+        parameters += tensor.shape.iter().product::<usize>() as u64;
+        match weight {
+            Weight::Embedding => embedding_bytes += bytes,
+            Weight::Layer(layer, _) => layer_bytes[layer] += bytes,
+            Weight::FinalNorm | Weight::Head => head_bytes += bytes,
+        }
+        let encoding = tensor.encoding.map(|e| e.to_string()).unwrap_or_default();
+        *bytes_by_encoding.entry(encoding.clone()).or_default() += bytes;
+        let file = &model.files().files()[tensor.file].path;
+        tensors.push(TensorReport {
+            name,
+            encoding,
+            shape: &tensor.shape,
+            file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            offset: tensor.range.start,
+            bytes,
+        });
+    }
+    Report {
+        schema_version: SCHEMA_VERSION,
+        family: a.family,
+        packed: model.files().manifest().is_some(),
+        parameters,
+        bytes: model.weight_bytes().get(),
+        bytes_per_pass: model.pass_bytes().get(),
+        bytes_by_encoding,
+        embedding_bytes,
+        layer_bytes,
+        head_bytes,
+        vocab_size: a.vocab_size,
+        hidden_size: a.hidden_size,
+        intermediate_size: a.intermediate_size,
+        layers: a.layers,
+        heads: a.heads,
+        kv_heads: a.kv_heads,
+        head_dim: a.head_dim,
+        max_positions: a.max_positions,
+        sliding_windows: &a.windows,
+        rope_theta: a.rope.theta,
+        rope_scaling: format!("{:?}", a.rope.scaling),
+        tensors: with_tensors.then_some(tensors),
+    }
+}
+
+fn table(r: &Report<'_>) -> String {
+    let mut t = String::new();
+    let form = if r.packed { "pack" } else { "checkpoint" };
+    let encodings: Vec<_> =
+        r.bytes_by_encoding.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(t, "{name:<12} {value}");
+    };
+    line("model", format!("{} ({form})", r.family));
+    line("parameters", format!("{:.2} million", r.parameters as f64 / 1e6));
+    line("weights", format!("{} ({})", Bytes(r.bytes), encodings.join(", ")));
+    line("per pass", Bytes(r.bytes_per_pass).to_string());
+    line("embedding", format!("{}, vocabulary {}", Bytes(r.embedding_bytes), r.vocab_size));
+    let layers = match (r.layer_bytes.iter().min(), r.layer_bytes.iter().max()) {
+        (Some(min), Some(max)) if min != max => format!("{} to {}", Bytes(*min), Bytes(*max)),
+        (Some(min), _) => Bytes(*min).to_string(),
+        _ => String::new(),
+    };
+    line("layers", format!("{} x {layers}, hidden {}, MLP {}", r.layers, r.hidden_size, r.intermediate_size));
+    line("head", Bytes(r.head_bytes).to_string());
+    line("attention", format!("{} heads, {} of keys and values, {} wide", r.heads, r.kv_heads, r.head_dim));
+    let windowed = r.sliding_windows.iter().flatten().count();
+    if let Some(window) = r.sliding_windows.iter().flatten().next() {
+        line("window", format!("{window} positions in {windowed} of {} layers", r.layers));
+    }
+    line("rope", format!("theta {}, scaling {}", r.rope_theta, r.rope_scaling));
+    line("context", r.max_positions.map_or_else(|| "any length".to_owned(), |n| format!("{n} positions")));
+    if let Some(tensors) = &r.tensors {
+        for tensor in tensors {
+            let _ = writeln!(
+                t,
+                "{:<52} {:<5} {:<16} {:>10}  {} at {}",
+                tensor.name,
+                tensor.encoding,
+                format!("{:?}", tensor.shape),
+                Bytes(tensor.bytes).to_string(),
+                tensor.file,
+                tensor.offset
+            );
+        }
+    }
+    t
+}

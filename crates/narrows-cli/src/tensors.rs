@@ -1,0 +1,100 @@
+//! Token ids in and logits out, as safetensors files.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
+use tempfile::NamedTempFile;
+
+use crate::failure::{Failure, Result};
+
+/// Far more than any prompt: 2^25 ids.
+const MAX_IDS_BYTES: u64 = 256 << 20;
+
+/// Reads `input_ids`, i64 or i32 `[batch, positions]`.
+pub(crate) fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>> {
+    let file = |source| Failure::File { path: path.to_owned(), source };
+    let input = |what: String| Failure::Input { path: path.to_owned(), what };
+    let len = std::fs::metadata(path).map_err(file)?.len();
+    if len > MAX_IDS_BYTES {
+        return Err(input(format!("{len} bytes are too many for token ids")));
+    }
+    let bytes = std::fs::read(path).map_err(file)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| input(format!("not a safetensors file: {e}")))?;
+    let ids = tensors.tensor("input_ids").map_err(|_| input("no tensor input_ids".to_owned()))?;
+    let &[batch, positions] = ids.shape() else {
+        return Err(input(format!("input_ids has shape {:?}, not [batch, positions]", ids.shape())));
+    };
+    if batch == 0 || positions == 0 {
+        return Err(input(format!("input_ids has shape {:?}: the prompt is empty", ids.shape())));
+    }
+    let values: Vec<i64> = match ids.dtype() {
+        Dtype::I64 => ids.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Dtype::I32 => ids.data().as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+        other => return Err(input(format!("input_ids is {other:?}, not I64"))),
+    };
+    let ids = values
+        .iter()
+        .map(|&id| u32::try_from(id).map_err(|_| input(format!("token id {id} is outside the vocabulary"))))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(ids.chunks(positions).map(<[u32]>::to_vec).collect())
+}
+
+/// A safetensors file with one f32 tensor that grows value by value, so that it never lies in memory whole.
+/// It appears under its name only when complete.
+pub(crate) struct LogitsFile<'a> {
+    path: &'a Path,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl<'a> LogitsFile<'a> {
+    /// Starts a file for `logits` of `shape`.
+    pub(crate) fn create(path: &'a Path, shape: [usize; 3]) -> Result<Self> {
+        let too_big = || Failure::Input { path: path.to_owned(), what: format!("logits {shape:?} are too many") };
+        let bytes = shape
+            .iter()
+            .try_fold(size_of::<f32>(), |bytes, n| bytes.checked_mul(*n))
+            .ok_or_else(too_big)?;
+        let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets: (0, bytes) };
+        let mut header = Metadata::new(None, vec![("logits".to_owned(), info)])
+            .ok()
+            .and_then(|metadata| serde_json::to_vec(&metadata).ok())
+            .ok_or_else(too_big)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let failed = |source| Failure::File { path: path.to_owned(), source };
+        let mut file = BufWriter::new(NamedTempFile::new_in(dir).map_err(failed)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| file.write_all(&header))
+            .map_err(failed)?;
+        Ok(Self { path, file })
+    }
+
+    /// Adds values.
+    pub(crate) fn write(&mut self, values: &[f32]) -> std::io::Result<()> {
+        values.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes()))
+    }
+
+    /// Gives the file its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        let Self { path, file } = self;
+        let failed = |source| Failure::File { path: path.to_owned(), source };
+        let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
+        let file = file.persist(path).map_err(|e| failed(e.error))?;
+        readable_by_all(&file).map_err(failed)
+    }
+}
+
+/// Temporary files are private; results have the permissions of any new file.
+#[cfg(unix)]
+fn readable_by_all(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_by_all(_: &File) -> std::io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! The model families: the few facts in which relatives of Llama differ.
+//!
+//! A new family is one more entry of [`FAMILIES`]. Defaults are those of the family's config class in Hugging
+//! Face transformers (`configuration_*.py`), since a config.json may leave out whatever equals them.
+
+use crate::error::{Error, Result};
+use crate::json::Fields;
+
+/// Whether a bias is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bias {
+    Never,
+    Always,
+    /// The config has a switch for it.
+    Configured,
+}
+
+impl Bias {
+    pub(super) const fn resolve(self, configured: bool) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::Configured => configured,
+        }
+    }
+}
+
+/// How a family decides which layers attend through a sliding window.
+#[derive(Clone, Copy, Debug)]
+enum Windows {
+    /// No layer does, whatever the config says.
+    None,
+    /// Every layer does where `sliding_window` is a number (4096 where the key is absent).
+    All,
+    /// Layers named `sliding_attention` in `layer_types`, else those from `max_window_layers` on; only
+    /// with `use_sliding_window`.
+    Switched,
+}
+
+/// The facts of a family.
+#[derive(Debug)]
+pub(super) struct Family {
+    pub(super) model_type: &'static str,
+    /// The class name in `architectures`: anything else of this model type is not a plain causal decoder.
+    class: &'static str,
+    pub(super) qkv_bias: Bias,
+    pub(super) o_bias: Bias,
+    pub(super) mlp_bias: Bias,
+    pub(super) qk_norm: bool,
+    windows: Windows,
+    /// Where `num_key_value_heads` is absent; `None`: as many as query heads.
+    pub(super) default_kv_heads: Option<usize>,
+    /// Where `head_dim` is absent; `None`: hidden size over heads.
+    pub(super) default_head_dim: Option<usize>,
+    pub(super) default_max_positions: usize,
+}
+
+/// What Llama is; the others say how they differ.
+const LLAMA: Family = Family {
+    model_type: "llama",
+    class: "LlamaForCausalLM",
+    qkv_bias: Bias::Configured,
+    o_bias: Bias::Configured,
+    mlp_bias: Bias::Configured,
+    qk_norm: false,
+    windows: Windows::None,
+    default_kv_heads: None,
+    default_head_dim: None,
+    default_max_positions: 2048,
+};
+
+const FAMILIES: [Family; 4] = [
+    LLAMA,
+    Family {
+        model_type: "mistral",
+        class: "MistralForCausalLM",
+        qkv_bias: Bias::Never,
+        o_bias: Bias::Never,
+        mlp_bias: Bias::Never,
+        windows: Windows::All,
+        default_kv_heads: Some(8),
+        default_max_positions: 131_072,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen2",
+        class: "Qwen2ForCausalLM",
+        qkv_bias: Bias::Always,
+        o_bias: Bias::Never,
+        mlp_bias: Bias::Never,
+        windows: Windows::Switched,
+        default_kv_heads: Some(32),
+        default_max_positions: 32_768,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen3",
+        class: "Qwen3ForCausalLM",
+        mlp_bias: Bias::Never,
+        qk_norm: true,
+        windows: Windows::Switched,
+        default_kv_heads: Some(32),
+        default_head_dim: Some(128),
+        default_max_positions: 32_768,
+        ..LLAMA
+    },
+];
+
+impl Family {
+    /// The family that a config names.
+    pub(super) fn of(config: &Fields) -> Result<&'static Self> {
+        let model_type = config.str("model_type")?;
+        let class = match config.array("architectures")? {
+            Some(list) => match list.as_slice() {
+                [] => None,
+                [one] => {
+                    Some(one.as_str().ok_or_else(|| config.invalid("architectures", "not a list of names"))?)
+                }
+                _ => return Err(config.unsupported("architectures", "naming several classes")),
+            },
+            None => None,
+        };
+        let found = FAMILIES.iter().find(|family| match (model_type, class) {
+            (Some(model_type), _) => model_type == family.model_type,
+            (None, Some(class)) => class == family.class,
+            (None, None) => false,
+        });
+        let Some(family) = found else {
+            let Some(name) = model_type.or(class) else {
+                return Err(config.invalid("model_type", "missing"));
+            };
+            let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+            return Err(Error::unsupported(
+                config.path(),
+                format!("model_type \"{name}\" (known: {})", known.join(", ")),
+            ));
+        };
+        match class {
+            Some(class) if class != family.class => {
+                Err(Error::unsupported(config.path(), format!("architecture \"{class}\"")))
+            }
+            _ => Ok(family),
+        }
+    }
+
+    /// Per layer: the sliding window, if it attends through one.
+    pub(super) fn windows(&self, config: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
+        const DEFAULT_WINDOW: usize = 4096;
+        let window = || -> Result<Option<usize>> {
+            match config.usize("sliding_window")? {
+                Some(0) => Err(config.invalid("sliding_window", "0 is not a window")),
+                Some(n) => Ok(Some(n)),
+                // `null` says that there is none; an absent key means the class default.
+                None if config.keys().any(|key| key == "sliding_window") => Ok(None),
+                None => Ok(Some(DEFAULT_WINDOW)),
+            }
+        };
+        match self.windows {
+            Windows::None => Ok(vec![None; layers]),
+            Windows::All => {
+                if config.get("layer_types").is_some() {
+                    return Err(config.unsupported("layer_types", "in this kind of model"));
+                }
+                Ok(vec![window()?; layers])
+            }
+            Windows::Switched => {
+                let window =
+                    if config.bool("use_sliding_window")?.unwrap_or(false) { window()? } else { None };
+                let Some(types) = config.array("layer_types")? else {
+                    let first = config.usize("max_window_layers")?.unwrap_or(28);
+                    return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+                };
+                if types.len() != layers {
+                    return Err(config.invalid(
+                        "layer_types",
+                        &format!("{} entries for {layers} layers", types.len()),
+                    ));
+                }
+                types
+                    .iter()
+                    .map(|kind| match (kind.as_str(), window) {
+                        (Some("full_attention"), _) => Ok(None),
+                        (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
+                        (Some("sliding_attention"), None) => {
+                            Err(config.invalid("layer_types", "sliding_attention without a sliding_window"))
+                        }
+                        _ => Err(config.unsupported("layer_types", &kind.to_string())),
+                    })
+                    .collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn llama() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    })
+}
+
+/// A Llama with some keys changed; `null` takes a key away.
+fn with(changes: Value) -> Value {
+    let mut config = llama();
+    for (key, value) in changes.as_object().unwrap() {
+        match value {
+            Value::Null => config.as_object_mut().unwrap().remove(key),
+            value => config.as_object_mut().unwrap().insert(key.clone(), value.clone()),
+        };
+    }
+    config
+}
+
+fn parse(config: &Value) -> Result<Architecture> {
+    Architecture::parse(Path::new("config.json"), config.to_string().as_bytes())
+}
+
+#[test]
+fn defaults_are_those_of_the_family() {
+    let llama = parse(&with(json!({"num_key_value_heads": null, "max_position_embeddings": null}))).unwrap();
+    assert_eq!((llama.kv_heads, llama.head_dim, llama.max_positions), (4, 16, Some(2048)));
+    assert!(!llama.qkv_bias && !llama.qk_norm && llama.windows == [None; 3]);
+    assert_eq!(llama.rope.theta, 10_000.0);
+
+    let mistral = parse(&with(json!({"model_type": "mistral"}))).unwrap();
+    assert_eq!(mistral.windows, [Some(4096); 3]);
+    let mut no_window = with(json!({"model_type": "mistral"}));
+    no_window["sliding_window"] = Value::Null;
+    assert_eq!(parse(&no_window).unwrap().windows, [None; 3]);
+
+    let qwen2 = parse(&with(json!({"model_type": "qwen2"}))).unwrap();
+    assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.windows == [None; 3]);
+
+    let qwen3 = parse(&with(json!({"model_type": "qwen3", "attention_bias": true}))).unwrap();
+    assert!(qwen3.qk_norm && qwen3.qkv_bias && qwen3.o_bias);
+    assert_eq!(qwen3.head_dim, 128);
+
+    let by_class = parse(&with(json!({"model_type": null, "architectures": ["Qwen2ForCausalLM"]}))).unwrap();
+    assert_eq!(by_class.family, "qwen2");
+}
+
+#[test]
+fn windows_by_layer() {
+    let window = |changes: Value| {
+        let mut config = with(json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8}));
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        parse(&config).map(|a| a.windows)
+    };
+    assert_eq!(window(json!({"max_window_layers": 1})).unwrap(), [None, Some(8), Some(8)]);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert_eq!(window(json!({"layer_types": types})).unwrap(), [Some(8), None, Some(8)]);
+    assert!(window(json!({"layer_types": ["full_attention"]})).is_err());
+    assert!(window(json!({"layer_types": ["full_attention", "linear_attention", "full_attention"]})).is_err());
+    assert!(window(json!({"layer_types": types, "use_sliding_window": false})).is_err());
+}
+
+#[test]
+fn both_styles_of_rope() {
+    let scaling = json!({"type": "linear", "factor": 4.0});
+    let v4 = parse(&with(json!({"rope_theta": 5e5, "rope_scaling": scaling}))).unwrap();
+    let v5 =
+        json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}});
+    let v5 = parse(&with(v5)).unwrap();
+    assert_eq!(v4.rope, v5.rope);
+    assert_eq!(v4.max_positions, Some(1024));
+    assert_eq!(v4.rope.inverse_frequencies(1000)[0], 0.25);
+
+    let dynamic = parse(&with(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}))).unwrap();
+    assert_eq!(dynamic.max_positions, None);
+    assert_eq!(dynamic.rope.inverse_frequencies(256), dynamic.rope.inverse_frequencies(1));
+    assert!(dynamic.rope.inverse_frequencies(512)[7] < dynamic.rope.inverse_frequencies(256)[7]);
+}
+
+/// Each change must be refused, and the message must name what it names.
+#[test]
+fn refused_by_name() {
+    for (changes, named) in [
+        (json!({"model_type": "martian"}), "martian"),
+        (json!({"model_type": null}), "model_type"),
+        (json!({"architectures": ["LlamaForSequenceClassification"]}), "LlamaForSequenceClassification"),
+        (json!({"hidden_act": "gelu"}), "gelu"),
+        (json!({"quantization_config": {"quant_method": "gptq"}}), "gptq"),
+        (json!({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}), "longrope"),
+        (json!({"rope_scaling": {"rope_type": "linear"}}), "factor"),
+        (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}), "rotary"),
+        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": -3.0}}), "rotary"),
+        (json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}), "partial_rotary"),
+        (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "full_attention"),
+        (json!({"rope_theta": -1.0}), "rotary"),
+        (json!({"final_logit_softcapping": 30.0}), "final_logit_softcapping"),
+        (json!({"num_attention_heads": 0}), "num_attention_heads"),
+        (json!({"num_attention_heads": 5}), "attention heads"),
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        (json!({"hidden_size": -64}), "hidden_size"),
+        (json!({"hidden_size": 1_u64 << 40}), "hidden_size"),
+        (json!({"hidden_size": "64"}), "hidden_size"),
+        (json!({"hidden_size": null}), "hidden_size"),
+        (json!({"num_hidden_layers": 1_000_000_000}), "num_hidden_layers"),
+        (json!({"head_dim": 15}), "head_dim"),
+        (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
+        (json!({"eos_token_id": "two"}), "eos_token_id"),
+    ] {
+        let error = parse(&with(changes.clone())).expect_err(&changes.to_string()).to_string();
+        assert!(error.contains(named) && error.contains("config.json"), "{changes}: {error}");
+    }
+    for text in ["", "{", "[]", "null", "{\"model_type\": 3}"] {
+        assert!(Architecture::parse(Path::new("config.json"), text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn weights_in_the_order_of_a_pass() {
+    let a = parse(&with(json!({"model_type": "qwen2"}))).unwrap();
+    let names: Vec<_> = a.weights().map(|spec| spec.name).collect();
+    assert_eq!(names[0], "model.embed_tokens.weight");
+    assert_eq!(
+        names[1..5],
+        [
+            "input_layernorm.weight",
+            "self_attn.q_proj.weight",
+            "self_attn.q_proj.bias",
+            "self_attn.k_proj.weight"
+        ]
+        .map(|suffix| format!("model.layers.0.{suffix}"))
+    );
+    assert_eq!(names[names.len() - 2..], ["model.norm.weight", "lm_head.weight"]);
+    assert_eq!(names.len(), 3 + 3 * 12);
+}
+
+proptest! {
+    /// Whatever a config says, the answer comes at once, and what is accepted has sane sizes.
+    #[test]
+    fn any_values(values in prop::collection::vec((0usize..14, prop_oneof![
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0u64..300).prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        "[a-z_]{0,8}".prop_map(Value::from),
+        Just(Value::Null),
+        Just(json!([])),
+        Just(json!({"rope_type": "yarn", "factor": 4})),
+        Just(json!({"rope_type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 1})),
+    ]), 1..6)) {
+        const KEYS: [&str; 14] = [
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+            "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+            "rope_scaling", "sliding_window", "tie_word_embeddings", "eos_token_id",
+        ];
+        let mut config = llama();
+        for (key, value) in values {
+            config[KEYS[key]] = value;
+        }
+        if let Ok(a) = parse(&config) {
+            prop_assert!(a.heads % a.kv_heads == 0 && a.head_dim % 2 == 0 && a.windows.len() == a.layers);
+            prop_assert!(a.rope.inverse_frequencies(100_000).iter().all(|f| f.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What can go wrong between a model directory and its text.
+
+use std::path::{Path, PathBuf};
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The weights could not be opened, read or packed.
+    #[error(transparent)]
+    Shard(#[from] narrows_shard::Error),
+    /// An operation was refused: a shape does not fit, or threads could not be started.
+    #[error(transparent)]
+    Cpu(#[from] narrows_cpu::Error),
+    /// A file that a model cannot do without is not there.
+    #[error("{path}: {what}")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What it is needed for.
+        what: String,
+    },
+    /// A file could not be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file says something that cannot be true.
+    #[error("{path}: {what}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file asks for something that this version does not compute.
+    #[error("{path}: {what} is not supported")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The feature, by its name there.
+        what: String,
+    },
+    /// A request that no model could answer.
+    #[error("{0}")]
+    Request(String),
+    /// The prompt has more tokens than the context holds.
+    #[error("the prompt has {prompt} tokens and the context holds {context}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Positions of the context.
+        context: usize,
+    },
+    /// Memory for the weights or the KV cache could not be had.
+    #[error("not enough memory: {what} needs {needed}")]
+    OutOfMemory {
+        /// What it was for.
+        what: &'static str,
+        /// How much was asked for.
+        needed: narrows_shard::Bytes,
+    },
+}
+
+impl Error {
+    pub(crate) fn invalid(path: &Path, what: impl Into<String>) -> Self {
+        Self::Invalid { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.to_owned(), what: what.into() }
+    }
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
