@@ -1,0 +1,194 @@
+//! How fast the operations are, beside what memory delivers.
+//!
+//! `cargo bench -p narrows-cpu -- matvec` (or `read`, `matmul`, `attention`, `rows`). Threads: as many as the
+//! machine has; `NARROWS_BENCH_THREADS=1` for one.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark may")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_shard::Encoding;
+use rayon::prelude::*;
+
+/// Weights are taken from different places of this much memory, so that they come from memory and not from
+/// a cache.
+const POOL: usize = 1 << 30;
+
+fn threads() -> usize {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    std::env::var("NARROWS_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(all)
+}
+
+fn pool_of_memory() -> Vec<u8> {
+    // 0x3c3c is a small number in bf16 and f16, and 0x3c3c3c3c is one in f32.
+    vec![0x3c; POOL]
+}
+
+/// What a plain read of memory reaches with the same threads: the bound of a matvec.
+fn read(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let words: &[u64] = bytemuck::cast_slice(&memory[..POOL / 64 * 64]);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads()).build().unwrap();
+    let mut group = c.benchmark_group("read");
+    group.throughput(Throughput::Bytes(POOL as u64));
+    group.bench_function("memory", |b| {
+        b.iter(|| {
+            pool.install(|| {
+                let chunk = |words: &[u64]| {
+                    let mut sums = [0_u64; 16];
+                    for words in words.as_chunks::<16>().0 {
+                        for (sum, word) in sums.iter_mut().zip(words) {
+                            *sum ^= word;
+                        }
+                    }
+                    sums.iter().fold(0, |a, b| a ^ b)
+                };
+                black_box(words.par_chunks(1 << 18).map(chunk).reduce(|| 0, |a, b| a ^ b))
+            });
+        });
+    });
+}
+
+/// One row of activations: bound by memory. Shapes of a 1.1B, an 8B and a 70B Llama.
+fn matvec(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("matvec");
+    for (rows, cols) in [
+        (256, 2048),
+        (2048, 2048),
+        (5632, 2048),
+        (2048, 5632),
+        (32_000, 2048),
+        (14_336, 4096),
+        (4096, 14_336),
+        (8192, 28_672),
+    ] {
+        for encoding in Encoding::ALL {
+            let len = rows * encoding.row_bytes(cols).unwrap();
+            group.throughput(Throughput::Bytes(len as u64));
+            let x = vec![0.5; cols];
+            let mut y = vec![0.0; rows];
+            let mut start = 0;
+            group.bench_function(BenchmarkId::new(encoding.name(), format!("{rows}x{cols}")), |b| {
+                b.iter(|| {
+                    let w = Matrix::new(encoding, rows, cols, &memory[start..start + len]).unwrap();
+                    cpu.linear(w, &x, RowsMut::new(&mut y, rows, 0).unwrap()).unwrap();
+                    start = if start + 2 * len > POOL { 0 } else { start + len };
+                });
+            });
+        }
+    }
+}
+
+/// Many rows of activations: bound by the multipliers. Throughput in multiply-adds: times two for FLOP.
+fn matmul(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("matmul");
+    group.sample_size(10);
+    for (n, rows, cols) in [
+        (2, 2048, 2048),
+        (4, 2048, 2048),
+        (6, 2048, 2048),
+        (8, 2048, 2048),
+        (16, 2048, 2048),
+        (64, 2048, 2048),
+        (512, 2048, 2048),
+        (512, 2048, 5632),
+        (512, 1024, 14_336),
+        (512, 512, 28_672),
+    ] {
+        for encoding in [Encoding::Bf16, Encoding::F32] {
+            let len = rows * encoding.row_bytes(cols).unwrap();
+            group.throughput(Throughput::Elements((n * rows * cols) as u64));
+            let w = Matrix::new(encoding, rows, cols, &memory[..len]).unwrap();
+            let x = vec![0.5; n * cols];
+            let mut y = vec![0.0; n * rows];
+            group.bench_function(BenchmarkId::new(encoding.name(), format!("{n}x{rows}x{cols}")), |b| {
+                b.iter(|| cpu.linear(w, &x, RowsMut::new(&mut y, rows, 0).unwrap()).unwrap());
+            });
+        }
+    }
+}
+
+/// Decode against a long cache (bytes of the cache), and a prompt against itself (multiply-adds).
+fn attention(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("attention");
+    group.sample_size(20);
+    for (heads, kv_heads, head_dim) in [(32, 4, 64), (32, 8, 128)] {
+        for encoding in [Encoding::F32, Encoding::Bf16] {
+            let capacity = 4096;
+            let len = kv_heads * capacity * encoding.row_bytes(head_dim).unwrap();
+            let (keys, values) = (&memory[..len], &memory[len..2 * len]);
+            let kv = KvView { encoding, keys, values, capacity, kv_heads, head_dim };
+            let rows: Vec<_> = (0..512).map(|position| AttentionRow { kv, position, window: None }).collect();
+            let last = [AttentionRow { kv, position: capacity - 1, window: None }];
+            for (name, rows, throughput) in [
+                ("decode", &last[..], Throughput::Bytes(2 * len as u64)),
+                ("prompt", &rows[..], Throughput::Elements((512 * 513 * heads * head_dim) as u64)),
+            ] {
+                let q = vec![0.5; rows.len() * heads * head_dim];
+                let mut out = vec![0.0; q.len()];
+                group.throughput(throughput);
+                let shape = format!("{heads}/{kv_heads}x{head_dim}");
+                group.bench_function(BenchmarkId::new(format!("{name} {encoding}"), shape), |b| {
+                    b.iter(|| cpu.attention(&q, rows, heads, 0.1, &mut out).unwrap());
+                });
+            }
+        }
+    }
+}
+
+/// What is done to rows of activations between the linears, for one token and for a prompt.
+fn rows(c: &mut Criterion) {
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("rows");
+    for n in [1, 512] {
+        let cols = 4096;
+        let (mut x, y) = (vec![0.5; n * cols], vec![0.25; n * cols]);
+        let (weight, cos, sin) = (vec![1.0; cols], vec![0.6; n * 64], vec![0.8; n * 64]);
+        group.throughput(Throughput::Elements((n * cols) as u64));
+        group.bench_function(BenchmarkId::new("rms_norm", n), |b| {
+            b.iter(|| cpu.rms_norm_in_place(&mut x, &weight, 1e-5).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("rope", n), |b| {
+            b.iter(|| cpu.rope(&mut x, 32, 128, &cos, &sin).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("swiglu", n), |b| {
+            b.iter(|| {
+                x.fill(0.5);
+                cpu.swiglu(&mut x, &y).unwrap();
+            });
+        });
+        group.bench_function(BenchmarkId::new("add", n), |b| b.iter(|| cpu.add(&y, &mut x).unwrap()));
+        let mut stored = vec![0; 2 * x.len()];
+        group.bench_function(BenchmarkId::new("encode bf16", n), |b| {
+            b.iter(|| cpu.encode(&y, Encoding::Bf16, &mut stored).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("encode f16", n), |b| {
+            b.iter(|| cpu.encode(&y, Encoding::F16, &mut stored).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("decode bf16", n), |b| {
+            b.iter(|| cpu.decode(Encoding::Bf16, &stored, &mut x).unwrap());
+        });
+    }
+    let logits: Vec<f32> = (0..128_256).map(|i| ((i * 7919) % 100_003) as f32).collect();
+    group.throughput(Throughput::Elements(logits.len() as u64));
+    group.bench_function("argmax", |b| b.iter(|| cpu.argmax(&logits).unwrap()));
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(800));
+    targets = read, matvec, matmul, attention, rows
+}
+criterion_main!(benches);

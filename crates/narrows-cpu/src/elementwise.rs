@@ -1,0 +1,234 @@
+//! Everything that looks at one element or one row of activations at a time.
+
+use half::{bf16, f16};
+use narrows_shard::Encoding;
+
+use crate::error::{check_len, check_rows, product};
+use crate::linear::decode;
+use crate::simd::{Kernel, Simd};
+use crate::softmax::silu;
+use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to};
+use crate::{Cpu, Error};
+
+/// Elements that a task of an elementwise operation takes.
+const CHUNK: usize = 1 << 14;
+
+impl Cpu {
+    /// Stored weights as `f32`: rows of an embedding, biases, norms.
+    pub fn decode(&self, encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
+        let expected = encoding.row_bytes(out.len()).ok_or(Error::Overflow { what: "stored weights" })?;
+        check_len("stored weights", bytes.len(), expected)?;
+        self.run(Encoded(encoding, Decode { bytes, out }));
+        Ok(())
+    }
+
+    /// `f32` in stored form, rounded to the nearest, ties to even: what goes into a KV cache.
+    ///
+    /// Too big for the encoding becomes infinity, and NaN stays NaN.
+    pub fn encode(&self, values: &[f32], encoding: Encoding, out: &mut [u8]) -> Result<(), Error> {
+        let expected = encoding.row_bytes(values.len()).ok_or(Error::Overflow { what: "stored weights" })?;
+        check_len("the destination of stored weights", out.len(), expected)?;
+        match encoding {
+            Encoding::F32 => encode_each(values, out, f32::to_le_bytes),
+            Encoding::F16 => encode_each(values, out, |value| f16::from_f32(value).to_le_bytes()),
+            Encoding::Bf16 => encode_each(values, out, |value| bf16::from_f32(value).to_le_bytes()),
+        }
+        Ok(())
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` for each row of `x`, `[n, weight.len()]`.
+    ///
+    /// `LlamaRMSNorm` of Hugging Face's `modeling_llama.py` in float32 (Zhang and Sennrich 2019,
+    /// arXiv:1910.07467). For a norm of each head, rows are heads.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<(), Error> {
+        check_rows("the input of a norm", x.len(), weight.len())?;
+        check_len("the result of a norm", out.len(), x.len())?;
+        out.copy_from_slice(x);
+        self.rms_norm_in_place(out, weight, eps)
+    }
+
+    /// [`Cpu::rms_norm`] with its input as destination.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) -> Result<(), Error> {
+        check_rows("the input of a norm", x.len(), weight.len())?;
+        // Whole rows, several of them where they are as short as a head.
+        let size = weight.len() * CHUNK.div_ceil(weight.len());
+        self.for_chunks(x, size, 2, |_, x| self.run(RmsNorm { x, weight, eps }));
+        Ok(())
+    }
+
+    /// `y += x`, element by element.
+    pub fn add(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
+        check_len("the addend", x.len(), y.len())?;
+        self.for_chunks(y, CHUNK, 1, |i, y| self.run(Add { x: &x[i * CHUNK..][..y.len()], y }));
+        Ok(())
+    }
+
+    /// Adds `bias` to each row of `y`, `[n, bias.len()]`.
+    pub fn add_bias(&self, bias: &[f32], y: &mut [f32]) -> Result<(), Error> {
+        check_rows("what a bias is added to", y.len(), bias.len())?;
+        for row in y.chunks_exact_mut(bias.len()) {
+            self.run(Add { x: bias, y: row });
+        }
+        Ok(())
+    }
+
+    /// Rotary position embedding of `x`, `[n, heads, head_dim]`, by the angles whose cosines and sines are
+    /// given for each row, `[n, head_dim / 2]`.
+    ///
+    /// The halves `(x1, x2)` of a head become `(x1 cos - x2 sin, x2 cos + x1 sin)`: `apply_rotary_pos_emb`
+    /// of Hugging Face's `modeling_llama.py` (Su et al. 2021, arXiv:2104.09864, with halves for pairs).
+    pub fn rope(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        cos: &[f32],
+        sin: &[f32],
+    ) -> Result<(), Error> {
+        if !head_dim.is_multiple_of(2) {
+            return Err(Error::OddHead { head_dim });
+        }
+        let row = product("a row of heads", &[heads, head_dim])?;
+        let n = check_rows("the heads to rotate", x.len(), row)?;
+        let half = head_dim / 2;
+        check_len("the cosines", cos.len(), n * half)?;
+        check_len("the sines", sin.len(), n * half)?;
+        let rows = CHUNK.div_ceil(row);
+        self.for_chunks(x, rows * row, 2, |i, x| {
+            let angles = i * rows * half..(i * rows + x.len() / row) * half;
+            self.run(Rope { x, row, half, cos: &cos[angles.clone()], sin: &sin[angles] });
+        });
+        Ok(())
+    }
+
+    /// `gate = silu(gate) * up`, element by element (Shazeer 2020, arXiv:2002.05202; `LlamaMLP` of Hugging
+    /// Face's `modeling_llama.py`).
+    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) -> Result<(), Error> {
+        check_len("the factor of a gate", up.len(), gate.len())?;
+        self.for_chunks(gate, CHUNK, 16, |i, gate| {
+            self.run(SwiGlu { up: &up[i * CHUNK..][..gate.len()], gate });
+        });
+        Ok(())
+    }
+
+    /// The index of the greatest element: the first of equal ones, and the first NaN where there is one, as
+    /// `torch.argmax`.
+    pub fn argmax(&self, row: &[f32]) -> Result<usize, Error> {
+        let mut best = *row.first().ok_or(Error::Zero { what: "the length of a row to search" })?;
+        let mut index = 0;
+        for (i, &value) in row.iter().enumerate() {
+            if value.is_nan() {
+                return Ok(i);
+            }
+            if value > best {
+                (best, index) = (value, i);
+            }
+        }
+        Ok(index)
+    }
+}
+
+fn encode_each<const SIZE: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; SIZE]) {
+    for (out, &value) in out.as_chunks_mut::<SIZE>().0.iter_mut().zip(values) {
+        *out = encode(value);
+    }
+}
+
+struct Decode<'a> {
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl EncodedKernel for Decode<'_> {
+    #[inline(always)]
+    fn run<S: Simd, E: Stored>(self, simd: S) {
+        decode::<S, E>(simd, self.bytes, 0, self.out);
+    }
+}
+
+struct RmsNorm<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNorm<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for row in self.x.chunks_exact_mut(self.weight.len()) {
+            let factor = 1.0 / (sum_of_squares(simd, row) / row.len() as f32 + self.eps).sqrt();
+            for (x, weight) in row.iter_mut().zip(self.weight) {
+                *x = *x * factor * weight;
+            }
+        }
+    }
+}
+
+/// Lane `l` of four vectors in turn sums the squares of its columns, so that four additions are under way at
+/// a time.
+#[inline(always)]
+fn sum_of_squares<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let mut sums = [simd.splat(0.0); 4];
+    let mut col = 0;
+    while col < row.len() {
+        for sum in &mut sums {
+            let count = S::LANES.min(row.len() - col);
+            let x = load_up_to::<S, F32>(simd, bytemuck::cast_slice(row), col, count);
+            *sum = simd.mul_add(x, x, *sum);
+            col += count;
+        }
+    }
+    let [a, b, c, d] = simd.sums(sums);
+    (a + b) + (c + d)
+}
+
+struct Add<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Add<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (y, x) in self.y.iter_mut().zip(self.x) {
+            *y += x;
+        }
+    }
+}
+
+struct Rope<'a> {
+    x: &'a mut [f32],
+    row: usize,
+    half: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for Rope<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let angles = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half));
+        for (row, (cos, sin)) in self.x.chunks_exact_mut(self.row).zip(angles) {
+            for head in row.chunks_exact_mut(2 * self.half) {
+                let (first, second) = head.split_at_mut(self.half);
+                for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
+                }
+            }
+        }
+    }
+}
+
+struct SwiGlu<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for SwiGlu<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (gate, up) in self.gate.iter_mut().zip(self.up) {
+            *gate = silu(*gate) * up;
+        }
+    }
+}

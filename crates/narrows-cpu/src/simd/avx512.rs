@@ -1,0 +1,93 @@
+//! Sixteen lanes: AVX-512.
+
+use core::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Proof that the machine has AVX-512 F, BW, DQ, VL, and AVX2, FMA, F16C besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
+    }
+
+    pub(super) fn run<K: Kernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn compiled<K: Kernel>(kernel: K, simd: Avx512) {
+            kernel.run(simd);
+        }
+        // SAFETY: `self` exists only where `detect` found every one of these features.
+        unsafe { compiled(kernel, self) }
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const BATCH: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    // Each step folds the upper half of every vector onto its lower half, two vectors by one addition.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: `self` is the proof that the machine has the instructions; `sums` takes the four floats.
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+            let abcd = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+            let pairs = _mm512_add_ps(abcd, _mm512_permute_ps(abcd, 0b01_00_11_10));
+            let all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0b10_11_00_01));
+            let firsts = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
+            _mm_storeu_ps(sums.as_mut_ptr(), firsts);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 64 bytes; the load takes any address.
+        unsafe { _mm512_loadu_ps(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 32 bytes; the load takes any address.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 32 bytes; the load takes any address.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut u8, vector: __m512) {
+        // SAFETY: the caller vouches for 64 bytes; the store takes any address.
+        unsafe { _mm512_storeu_ps(at.cast(), vector) }
+    }
+}

@@ -1,0 +1,76 @@
+//! Four lanes: Arm's NEON, which every 64-bit Arm with floating point has.
+
+use core::arch::aarch64::*;
+use std::arch::is_aarch64_feature_detected;
+
+use half::f16;
+
+use super::Simd;
+
+/// Proof that the machine has NEON.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    pub(super) fn detect() -> Option<Self> {
+        is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+impl Simd for Neon {
+    type V = float32x4_t;
+    const LANES: usize = 4;
+    const BATCH: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> float32x4_t {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe { vdupq_n_f32(value) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [float32x4_t; 4]) -> [f32; 4] {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe { [vaddvq_f32(a), vaddvq_f32(b), vaddvq_f32(c), vaddvq_f32(d)] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, at: *const u8) -> float32x4_t {
+        // SAFETY: the caller vouches for 16 bytes; they are copied before NEON sees them, since they may
+        // lie at any address.
+        unsafe { vld1q_f32(at.cast::<[f32; 4]>().read_unaligned().as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> float32x4_t {
+        // SAFETY: the caller vouches for 8 bytes; any bits are a valid `[u16; 4]`.
+        let floats = unsafe { at.cast::<[u16; 4]>().read_unaligned() }.map(|b| f16::from_bits(b).to_f32());
+        // SAFETY: `floats` holds the four that are loaded.
+        unsafe { vld1q_f32(floats.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> float32x4_t {
+        // SAFETY: the caller vouches for 8 bytes; they are copied before NEON sees them.
+        unsafe {
+            let bits = at.cast::<[u16; 4]>().read_unaligned();
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bits.as_ptr())))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut u8, vector: float32x4_t) {
+        let mut floats = [0.0_f32; 4];
+        // SAFETY: `floats` takes the four lanes; the caller vouches for 16 bytes.
+        unsafe {
+            vst1q_f32(floats.as_mut_ptr(), vector);
+            at.cast::<[f32; 4]>().write_unaligned(floats);
+        }
+    }
+}

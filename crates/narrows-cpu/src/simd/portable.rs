@@ -1,0 +1,60 @@
+//! Four lanes in plain code, for machines without any of the other instruction sets.
+
+use half::f16;
+
+use super::Simd;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+const LANES: usize = 4;
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const LANES: usize = LANES;
+    const BATCH: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::V {
+        [value; LANES]
+    }
+
+    // Two roundings: without an FMA instruction `f32::mul_add` would be a call into the C library.
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, mut c: Self::V) -> Self::V {
+        for lane in 0..LANES {
+            c[lane] += a[lane] * b[lane];
+        }
+        c
+    }
+
+    #[inline(always)]
+    fn sums(self, vectors: [Self::V; 4]) -> [f32; 4] {
+        vectors.map(|v| (v[0] + v[2]) + (v[1] + v[3]))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, at: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for 16 bytes; any bits are a valid `[f32; 4]`.
+        unsafe { at.cast::<Self::V>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for 8 bytes; any bits are a valid `[u16; 4]`.
+        unsafe { at.cast::<[u16; LANES]>().read_unaligned() }.map(|bits| f16::from_bits(bits).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for 8 bytes; any bits are a valid `[u16; 4]`.
+        unsafe { at.cast::<[u16; LANES]>().read_unaligned() }
+            .map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut u8, vector: Self::V) {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { at.cast::<Self::V>().write_unaligned(vector) }
+    }
+}
