@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use xxhash_rust::xxh3::Xxh3;
 
 /// The XXH3-128 of some bytes, shown as 32 lowercase hexadecimal digits, most significant first.
 ///
@@ -38,5 +39,22 @@ impl<'de> Deserialize<'de> for Checksum {
             Ok(sum) if Self(sum).to_string() == text => Ok(Self(sum)),
             _ => Err(serde::de::Error::custom("a checksum is 32 lowercase hexadecimal digits")),
         }
+    }
+}
+
+/// Takes the checksum of bytes that come in pieces.
+pub(crate) struct Checksummer(Box<Xxh3>);
+
+impl Checksummer {
+    pub(crate) fn new() -> Self {
+        Self(Box::default())
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(&self) -> Checksum {
+        Checksum(self.0.digest128())
     }
 }

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, require_file};
-use crate::header::{self, FILLER_PREFIX, Header, parse_header};
+use crate::header::{self, FILLER_PREFIX, Header};
+use crate::pack::Journal;
 use crate::positional::PositionalFile;
 use crate::{Bytes, Dtype, Encoding, Error, Manifest};
 
@@ -29,6 +30,16 @@ pub struct WeightFile {
     pub path: PathBuf,
     /// Its length.
     pub len: Bytes,
+    /// Whether an interrupted pack has consumed it, so that only its header is left.
+    consumed: bool,
+}
+
+impl WeightFile {
+    /// Its name in the directory.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// A tensor: what it is, and where its bytes are.
@@ -82,7 +93,7 @@ impl WeightFiles {
                 return Err(Error::invalid(&path, problem));
             }
             let header = read_header(&path, len)?;
-            weights.add(path, len, header)?;
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
         }
         weights.manifest = Some(manifest);
         Ok(weights)
@@ -95,10 +106,24 @@ impl WeightFiles {
             let path = dir.join(name);
             let len = existing_file(&path, "model.safetensors.index.json")?;
             let header = read_header(&path, len)?;
-            weights.add(path, len, header)?;
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
         }
         if let Some(index) = &found.index {
             weights.check_index(index)?;
+        }
+        Ok(weights)
+    }
+
+    /// The checkpoint in `dir` as it was when `journal` began, though some of its files are gone.
+    pub(crate) fn open_journaled(dir: &Path, journal: &Journal) -> Result<Self, Error> {
+        let mut weights = Self::empty(dir);
+        for stamp in &journal.source {
+            // A sidecar has no header.
+            let Some(json) = &stamp.header else { continue };
+            let path = dir.join(&stamp.name);
+            let header = header::parse_json(&path, json, stamp.size.get())?;
+            let consumed = journal.is_consumed(&stamp.name);
+            weights.add(WeightFile { path, len: stamp.size, consumed }, header)?;
         }
         Ok(weights)
     }
@@ -107,7 +132,7 @@ impl WeightFiles {
         Self { dir: dir.to_owned(), manifest: None, files: Vec::new(), tensors: BTreeMap::new() }
     }
 
-    fn add(&mut self, path: PathBuf, len: u64, header: Header) -> Result<(), Error> {
+    fn add(&mut self, weight_file: WeightFile, header: Header) -> Result<(), Error> {
         let file = self.files.len();
         for (name, tensor) in header.tensors {
             if name.starts_with(FILLER_PREFIX) {
@@ -115,11 +140,12 @@ impl WeightFiles {
             }
             if let Some(other) = self.tensors.get(&name) {
                 let other = self.files[other.file].path.display();
-                return Err(Error::invalid(&path, format!("holds the tensor {name:?}, as does {other}")));
+                let path = &weight_file.path;
+                return Err(Error::invalid(path, format!("holds the tensor {name:?}, as does {other}")));
             }
             self.tensors.insert(name, Tensor { file, ..tensor });
         }
-        self.files.push(WeightFile { path, len: Bytes(len) });
+        self.files.push(weight_file);
         Ok(())
     }
 
@@ -177,12 +203,15 @@ impl WeightFiles {
     pub fn reader(&self) -> Result<Reader, Error> {
         let open = |weight_file: &WeightFile| {
             let path = weight_file.path.clone();
+            if weight_file.consumed {
+                return Ok((path, None));
+            }
             let len = require_file(&path)?;
             if Bytes(len) != weight_file.len {
                 return Err(Error::invalid(&path, "its length changed while in use"));
             }
             let file = File::open(&path).map_err(Error::io(&path, "open it"))?;
-            Ok((path, PositionalFile::new(file)))
+            Ok((path, Some(PositionalFile::new(file))))
         };
         let files = self.files.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Reader { files })
@@ -191,7 +220,7 @@ impl WeightFiles {
 
 /// The opened files of a [`WeightFiles`].
 pub struct Reader {
-    files: Vec<(PathBuf, PositionalFile)>,
+    files: Vec<(PathBuf, Option<PositionalFile>)>,
 }
 
 impl Reader {
@@ -210,9 +239,21 @@ impl Reader {
             let problem = format!("read of {len} bytes at {offset} in a tensor of {size} bytes");
             return Err(Error::invalid(path, problem));
         }
+        let Some(file) = file else {
+            return Err(Error::not_found(path, "consumed by a pack that is not finished"));
+        };
         let start = tensor.range.start + offset;
         file.read_exact_at(buf, start)
             .map_err(|e| Error::io(path, format!("read {len} bytes at offset {start}"))(e))
+    }
+}
+
+impl Reader {
+    /// Asks the kernel to start reading this part of `tensor`.
+    pub(crate) fn will_need(&self, tensor: &Tensor, offset: u64, len: u64) {
+        if let Some((_, Some(file))) = self.files.get(tensor.file) {
+            file.will_need(tensor.range.start + offset, len);
+        }
     }
 }
 
@@ -228,7 +269,5 @@ fn existing_file(path: &Path, named_by: &str) -> Result<u64, Error> {
 }
 
 fn read_header(path: &Path, len: u64) -> Result<Header, Error> {
-    let mut file = File::open(path).map_err(Error::io(path, "open it"))?;
-    let start = header::read_start(path, &mut file, len)?;
-    parse_header(path, &start, len)
+    header::parse_json(path, &header::read_json(path, len)?, len)
 }

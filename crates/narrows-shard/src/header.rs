@@ -50,18 +50,25 @@ pub struct Header {
 /// [`Error::Invalid`] if the header is not valid safetensors, or does not describe exactly a file of this
 /// length.
 pub fn parse_header(path: &Path, start: &[u8], file_len: u64) -> Result<Header, Error> {
-    let invalid = |problem: String| Error::invalid(path, problem);
-
     let json_len = json_len(path, start, file_len)?;
-    let json = start
-        .get(LENGTH_BYTES..LENGTH_BYTES + json_len)
-        .ok_or_else(|| invalid(format!("header cut short after {}", Bytes(start.len() as u64))))?;
-    let json = std::str::from_utf8(json).map_err(|e| invalid(format!("header is not UTF-8: {e}")))?;
+    let json = start.get(LENGTH_BYTES..LENGTH_BYTES + json_len).ok_or_else(|| {
+        Error::invalid(path, format!("header cut short after {}", Bytes(start.len() as u64)))
+    })?;
+    parse_json(path, as_utf8(path, json)?, file_len)
+}
+
+fn as_utf8<'a>(path: &Path, json: &'a [u8]) -> Result<&'a str, Error> {
+    std::str::from_utf8(json).map_err(|e| Error::invalid(path, format!("header is not UTF-8: {e}")))
+}
+
+/// Reads the JSON of a header; the rest of [`parse_header`].
+pub(crate) fn parse_json(path: &Path, json: &str, file_len: u64) -> Result<Header, Error> {
+    let invalid = |problem: String| Error::invalid(path, problem);
     let bad_json = |e: serde_json::Error| invalid(format!("bad header: {e}"));
     let guard: Guard = serde_json::from_str(json).map_err(bad_json)?;
     let parsed: Metadata = serde_json::from_str(json).map_err(bad_json)?;
 
-    let data_start = (LENGTH_BYTES + json_len) as u64;
+    let data_start = (LENGTH_BYTES + json.len()) as u64;
     let end = data_start + parsed.data_len() as u64;
     if end != file_len {
         let (said, has) = (Bytes(end), Bytes(file_len));
@@ -88,16 +95,17 @@ pub fn parse_header(path: &Path, start: &[u8], file_len: u64) -> Result<Header, 
     Ok(Header { metadata: guard.metadata, tensors })
 }
 
-/// Reads the first bytes of `file`, up to the end of its header.
-pub(crate) fn read_start(path: &Path, file: &mut File, file_len: u64) -> Result<Vec<u8>, Error> {
+/// The JSON in the header of the file at `path`.
+pub(crate) fn read_json(path: &Path, file_len: u64) -> Result<String, Error> {
     let cannot_read = |e: io::Error| Error::io(path, "read the header")(e);
-    let mut start = Vec::new();
-    file.by_ref().take(LENGTH_BYTES as u64).read_to_end(&mut start).map_err(cannot_read)?;
+    let mut file = File::open(path).map_err(Error::io(path, "open it"))?;
+    let mut length = Vec::new();
+    file.by_ref().take(LENGTH_BYTES as u64).read_to_end(&mut length).map_err(cannot_read)?;
     // Checked against the file before anything of that size is allocated.
-    let json_len = json_len(path, &start, file_len)?;
-    start.reserve_exact(json_len);
-    file.take(json_len as u64).read_to_end(&mut start).map_err(cannot_read)?;
-    Ok(start)
+    let json_len = json_len(path, &length, file_len)?;
+    let mut json = vec![0; json_len];
+    file.read_exact(&mut json).map_err(cannot_read)?;
+    String::from_utf8(json).map_err(|e| Error::invalid(path, format!("header is not UTF-8: {e}")))
 }
 
 /// The length of the JSON, within the limit and within the file.

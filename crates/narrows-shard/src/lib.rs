@@ -22,8 +22,10 @@ mod error;
 mod files;
 mod header;
 mod manifest;
+mod pack;
 mod positional;
 mod unique;
+mod verify;
 
 pub use bytes::Bytes;
 pub use checkpoint::parse_index;
@@ -33,4 +35,6 @@ pub use error::Error;
 pub use files::{Reader, Tensor, WeightFile, WeightFiles};
 pub use header::{FILLER_PREFIX, Header, parse_header};
 pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
+pub use pack::{Layout, PackOptions, PackReport, Progress, ShardLayout, Step, open_source, pack};
 pub use safetensors::Dtype;
+pub use verify::{VerifyReport, verify};
