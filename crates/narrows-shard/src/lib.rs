@@ -2,10 +2,39 @@
 //!
 //! This crate maps tensor names to checked byte ranges of files, and packs them into shards. It knows no
 //! CUDA, no threads and no transformer, and it trusts no byte that it reads.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), narrows_shard::Error> {
+//! let weights = narrows_shard::WeightFiles::open("models/llama".as_ref())?;
+//! for (name, tensor) in weights.tensors() {
+//!     println!("{name}: {} {:?}, {}", tensor.dtype, tensor.shape, tensor.bytes());
+//! }
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod checkpoint;
+mod checksum;
 mod encoding;
+mod error;
+mod files;
+mod header;
+mod manifest;
+mod pack;
+mod positional;
+mod unique;
+mod verify;
 
 pub use bytes::Bytes;
+pub use checkpoint::parse_index;
+pub use checksum::Checksum;
 pub use encoding::Encoding;
+pub use error::Error;
+pub use files::{Reader, Tensor, WeightFile, WeightFiles};
+pub use header::{FILLER_PREFIX, Header, parse_header};
+pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
+pub use pack::{Layout, PackOptions, PackReport, Progress, ShardLayout, Step, open_source, pack};
+pub use safetensors::Dtype;
+pub use verify::{VerifyReport, verify};

@@ -1,0 +1,273 @@
+//! The weight files of a model, and every tensor in them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, require_file};
+use crate::header::{self, FILLER_PREFIX, Header};
+use crate::pack::Journal;
+use crate::positional::PositionalFile;
+use crate::{Bytes, Dtype, Encoding, Error, Manifest};
+
+/// The safetensors files of a checkpoint or pack, and every tensor in them.
+///
+/// All headers have been read and checked: a tensor that it lists is a range of a file that was long enough
+/// when it was opened.
+#[derive(Debug)]
+pub struct WeightFiles {
+    dir: PathBuf,
+    manifest: Option<Manifest>,
+    files: Vec<WeightFile>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// One safetensors file.
+#[derive(Clone, Debug)]
+pub struct WeightFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub len: Bytes,
+    /// Whether an interrupted pack has consumed it, so that only its header is left.
+    consumed: bool,
+}
+
+impl WeightFile {
+    /// Its name in the directory.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+/// A tensor: what it is, and where its bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// The element type as safetensors names it.
+    pub dtype: Dtype,
+    /// How its weights are stored; `None` for a dtype that we do not compute with.
+    pub encoding: Option<Encoding>,
+    /// Its dimensions, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Index into [`WeightFiles::files`].
+    pub file: usize,
+    /// Its bytes, as offsets from the start of the file.
+    pub range: Range<u64>,
+}
+
+impl Tensor {
+    /// The size of its data.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.range.end - self.range.start)
+    }
+}
+
+impl WeightFiles {
+    /// Opens the pack or checkpoint in `dir`.
+    ///
+    /// A pack is a directory with `narrows.json`; a checkpoint has `model.safetensors` or else
+    /// `model.safetensors.index.json` and the files that it names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if there are no weights, [`Error::Invalid`] if any header, length or index is not
+    /// as it should be, [`Error::Io`] if something cannot be read.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        match Manifest::read(dir)? {
+            Some(manifest) => Self::open_pack(dir, manifest),
+            None => Self::open_checkpoint(dir),
+        }
+    }
+
+    fn open_pack(dir: &Path, manifest: Manifest) -> Result<Self, Error> {
+        let mut weights = Self::empty(dir);
+        for shard in &manifest.shards {
+            let path = dir.join(&shard.name);
+            let len = existing_file(&path, crate::MANIFEST)?;
+            if Bytes(len) != shard.size {
+                let size = shard.size.get();
+                let problem = format!("the manifest says {size} bytes, but the file has {len}");
+                return Err(Error::invalid(&path, problem));
+            }
+            let header = read_header(&path, len)?;
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
+        }
+        weights.manifest = Some(manifest);
+        Ok(weights)
+    }
+
+    fn open_checkpoint(dir: &Path) -> Result<Self, Error> {
+        let found = checkpoint::find(dir)?;
+        let mut weights = Self::empty(dir);
+        for name in &found.files {
+            let path = dir.join(name);
+            let len = existing_file(&path, "model.safetensors.index.json")?;
+            let header = read_header(&path, len)?;
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
+        }
+        if let Some(index) = &found.index {
+            weights.check_index(index)?;
+        }
+        Ok(weights)
+    }
+
+    /// The checkpoint in `dir` as it was when `journal` began, though some of its files are gone.
+    pub(crate) fn open_journaled(dir: &Path, journal: &Journal) -> Result<Self, Error> {
+        let mut weights = Self::empty(dir);
+        for stamp in &journal.source {
+            // A sidecar has no header.
+            let Some(json) = &stamp.header else { continue };
+            let path = dir.join(&stamp.name);
+            let header = header::parse_json(&path, json, stamp.size.get())?;
+            let consumed = journal.is_consumed(&stamp.name);
+            weights.add(WeightFile { path, len: stamp.size, consumed }, header)?;
+        }
+        Ok(weights)
+    }
+
+    fn empty(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), manifest: None, files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    fn add(&mut self, weight_file: WeightFile, header: Header) -> Result<(), Error> {
+        let file = self.files.len();
+        for (name, tensor) in header.tensors {
+            if name.starts_with(FILLER_PREFIX) {
+                continue;
+            }
+            if let Some(other) = self.tensors.get(&name) {
+                let other = self.files[other.file].path.display();
+                let path = &weight_file.path;
+                return Err(Error::invalid(path, format!("holds the tensor {name:?}, as does {other}")));
+            }
+            self.tensors.insert(name, Tensor { file, ..tensor });
+        }
+        self.files.push(weight_file);
+        Ok(())
+    }
+
+    fn check_index(&self, index: &BTreeMap<String, String>) -> Result<(), Error> {
+        for (name, file) in index {
+            let path = self.dir.join(file);
+            if self.get(name).is_none_or(|tensor| self.files[tensor.file].path != path) {
+                let problem = format!("the index says that it holds {name:?}, but it does not");
+                return Err(Error::invalid(&path, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest, if this is a pack.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The files, in the order of their names (checkpoint) or of the manifest (pack).
+    #[must_use]
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
+    /// The tensor called `name`.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// Every tensor, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The size of all tensors together.
+    #[must_use]
+    pub fn total_bytes(&self) -> Bytes {
+        self.tensors.values().map(Tensor::bytes).sum()
+    }
+
+    /// Opens the files for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if one cannot be opened, [`Error::Invalid`] if its length is no longer what it was.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let open = |weight_file: &WeightFile| {
+            let path = weight_file.path.clone();
+            if weight_file.consumed {
+                return Ok((path, None));
+            }
+            let len = require_file(&path)?;
+            if Bytes(len) != weight_file.len {
+                return Err(Error::invalid(&path, "its length changed while in use"));
+            }
+            let file = File::open(&path).map_err(Error::io(&path, "open it"))?;
+            Ok((path, Some(PositionalFile::new(file))))
+        };
+        let files = self.files.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Reader { files })
+    }
+}
+
+/// The opened files of a [`WeightFiles`].
+pub struct Reader {
+    files: Vec<(PathBuf, Option<PositionalFile>)>,
+}
+
+impl Reader {
+    /// Fills `buf` with the bytes of `tensor` from `offset` on. It has no cursor, so many may read at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if that is not within the tensor, [`Error::Io`] if the bytes cannot be read.
+    pub fn read(&self, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let Some((path, file)) = self.files.get(tensor.file) else {
+            return Err(Error::invalid(Path::new(""), format!("there is no weight file {}", tensor.file)));
+        };
+        let len = buf.len() as u64;
+        let size = tensor.range.end.saturating_sub(tensor.range.start);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let problem = format!("read of {len} bytes at {offset} in a tensor of {size} bytes");
+            return Err(Error::invalid(path, problem));
+        }
+        let Some(file) = file else {
+            return Err(Error::not_found(path, "consumed by a pack that is not finished"));
+        };
+        let start = tensor.range.start + offset;
+        file.read_exact_at(buf, start)
+            .map_err(|e| Error::io(path, format!("read {len} bytes at offset {start}"))(e))
+    }
+}
+
+impl Reader {
+    /// Asks the kernel to start reading this part of `tensor`.
+    pub(crate) fn will_need(&self, tensor: &Tensor, offset: u64, len: u64) {
+        if let Some((_, Some(file))) = self.files.get(tensor.file) {
+            file.will_need(tensor.range.start + offset, len);
+        }
+    }
+}
+
+/// The length of a file that must be there because `named_by` says so.
+fn existing_file(path: &Path, named_by: &str) -> Result<u64, Error> {
+    match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::not_found(path, format!("missing, though {named_by} names it"))
+                .with_hint("the download may be incomplete; download the model again"))
+        }
+        _ => require_file(path),
+    }
+}
+
+fn read_header(path: &Path, len: u64) -> Result<Header, Error> {
+    header::parse_json(path, &header::read_json(path, len)?, len)
+}

@@ -1,0 +1,64 @@
+//! The few operations by which a pack reaches the disk: the seam at which tests inject faults.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::{Bytes, Error, Reader, Tensor};
+
+/// What packing asks of the disk. The default is the real thing.
+pub(crate) trait Disk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        File::create(path)
+    }
+
+    fn write(&self, _path: &Path, mut file: &File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    /// Returns once the contents are durable.
+    fn sync(&self, _path: &Path, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Returns once the names in the directory are durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // Elsewhere a directory cannot be opened, and renames are durable in order.
+        if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn read(&self, reader: &Reader, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        reader.read(tensor, offset, buf)
+    }
+
+    /// What the file system at `dir` has left for us; `None` if it cannot say.
+    fn available(&self, dir: &Path) -> io::Result<Option<Bytes>> {
+        #[cfg(unix)]
+        {
+            let stat = rustix::fs::statvfs(dir)?;
+            Ok(Some(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize))))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = dir;
+            Ok(None)
+        }
+    }
+}
+
+/// The file system.
+pub(crate) struct RealDisk;
+
+impl Disk for RealDisk {}

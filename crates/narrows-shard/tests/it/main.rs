@@ -1,0 +1,6 @@
+//! The crate from outside: checkpoints read, packed and verified.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod reading;

@@ -1,0 +1,222 @@
+//! Reading checkpoints: what is right is read exactly, what is wrong is refused in plain words.
+
+use std::fs;
+use std::path::Path;
+
+use narrows_shard::{Bytes, Encoding, Error, WeightFiles, parse_header, parse_index};
+use proptest::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::common::{file_of, golden, raw_file, write};
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Opens a checkpoint whose `model.safetensors` holds these bytes; the error it gives.
+#[track_caller]
+fn refused(bytes: &[u8]) -> String {
+    let dir = dir();
+    write(dir.path(), "model.safetensors", bytes);
+    let message = WeightFiles::open(dir.path()).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn goldens_read_as_the_safetensors_crate_reads_them() {
+    for model in ["llama", "llama3-rope-tied-sharded", "qwen3-moe"] {
+        let weights = WeightFiles::open(&golden(model)).unwrap();
+        let reader = weights.reader().unwrap();
+        let mut count = 0;
+        let mut total = Bytes(0);
+        for file in weights.files() {
+            let bytes = fs::read(&file.path).unwrap();
+            for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                let tensor = weights.get(&name).unwrap();
+                assert_eq!((tensor.dtype, &tensor.shape[..]), (view.dtype(), view.shape()));
+                assert_eq!(tensor.encoding, Some(Encoding::Bf16));
+                let mut data = vec![0; tensor.bytes().get() as usize];
+                reader.read(tensor, 0, &mut data).unwrap();
+                assert_eq!(data, view.data());
+                count += 1;
+                total += tensor.bytes();
+            }
+        }
+        assert_eq!(weights.tensors().count(), count);
+        assert_eq!(weights.total_bytes(), total);
+        assert!(weights.manifest().is_none());
+    }
+}
+
+#[test]
+fn reads_stay_within_the_tensor() {
+    let dir = dir();
+    let data: Vec<u8> = (0..16).collect();
+    write(dir.path(), "model.safetensors", file_of(&[("a", Dtype::F32, &[4], data)]));
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    let reader = weights.reader().unwrap();
+    let tensor = weights.get("a").unwrap();
+    let mut two = [0; 2];
+    reader.read(tensor, 14, &mut two).unwrap();
+    assert_eq!(two, [14, 15]);
+    for offset in [15, 16, u64::MAX] {
+        let refused = reader.read(tensor, offset, &mut two).unwrap_err();
+        assert!(matches!(refused, Error::Invalid { .. }), "{refused}");
+    }
+    fs::write(dir.path().join("model.safetensors"), b"gone").unwrap();
+    let lost = reader.read(tensor, 0, &mut two).unwrap_err();
+    assert!(matches!(lost, Error::Io { .. }), "{lost}");
+    assert!(weights.reader().is_err());
+}
+
+#[test]
+fn a_damaged_file_is_refused_when_opened() {
+    let good = file_of(&[("a", Dtype::F32, &[4], vec![7; 16]), ("b", Dtype::BF16, &[], vec![1; 2])]);
+    assert!(refused(b"").contains("0 bytes are too few"));
+    assert!(refused(&good[..7]).contains("too few"));
+    assert!(refused(&good[..20]).contains("the header takes"));
+    assert!(refused(&good[..good.len() - 1]).contains("but the file has"));
+    assert!(refused(&[&good[..], &[0]].concat()).contains("but the file has"));
+    assert!(refused(&u64::MAX.to_le_bytes()).contains("the limit is"));
+    assert!(refused(&[&99_999_999u64.to_le_bytes()[..], b"{}"].concat()).contains("the header takes"));
+    assert!(refused(b"\x04\0\0\0\0\0\0\0{\"\xff\"").contains("UTF-8"));
+}
+
+#[test]
+fn a_header_that_does_not_add_up_is_refused() {
+    let entry = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+    };
+    let ok = entry("U8", "[4]", "[0,4]");
+    for (header, says) in [
+        ("".to_string(), "bad header"),
+        ("[]".into(), "expected an object"),
+        ("{".into(), "bad header"),
+        (format!(r#"{{"a":{ok},"a":{ok}}}"#), r#""a" appears twice"#),
+        (format!(r#"{{"a":{ok},"\u0061":{ok}}}"#), r#""a" appears twice"#),
+        (format!(r#"{{"__metadata__":{{"k":"1","k":"2"}},"a":{ok}}}"#), "appears twice"),
+        (format!(r#"{{"__metadata__":{{"k":1}},"a":{ok}}}"#), "expected a string"),
+        (format!(r#"{{"a":{}}}"#, entry("Q7", "[4]", "[0,4]")), "unknown variant"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[4]", "[4,0]")), "invalid offset"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[4]", "[1,5]")), "invalid offset"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[5]", "[0,4]")), "invalid shape"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[-4]", "[0,4]")), "invalid value"),
+        (format!(r#"{{"a":{}}}"#, entry("F4", "[1]", "[0,4]")), "bad header"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[4294967296,4294967296]", "[0,4]")), "overflow"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", "[4]", "[0,18446744073709551615]")), "bad header"),
+        (format!(r#"{{"a":{ok},"b":{ok}}}"#), "invalid offset"),
+        (format!(r#"{{"a":{ok},"b":{}}}"#, entry("U8", "[4]", "[8,12]")), "invalid offset"),
+        (format!(r#"{{"a":{}}}"#, entry("U8", &format!("[{}4]", "1,".repeat(32)), "[0,4]")), "dimensions"),
+        (r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":[]}}"#.into(), "unknown field"),
+        ("[".repeat(5000), "bad header"),
+        (format!(r#"{{"a":{}"#, "[".repeat(5000)), "bad header"),
+    ] {
+        let message = refused(&raw_file(&header, &[0; 4]));
+        assert!(message.contains(says), "{header:.80}\n{message}");
+    }
+}
+
+#[test]
+fn a_scalar_and_an_empty_tensor_are_fine() {
+    let dir = dir();
+    let file = file_of(&[("e", Dtype::F16, &[0, 7], vec![]), ("s", Dtype::I64, &[], vec![9; 8])]);
+    write(dir.path(), "model.safetensors", file);
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    assert_eq!(weights.get("e").unwrap().bytes(), Bytes(0));
+    assert_eq!(weights.get("s").unwrap().encoding, None);
+    weights.reader().unwrap().read(weights.get("e").unwrap(), 0, &mut []).unwrap();
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let a = file_of(&[("a", Dtype::U8, &[4], vec![1; 4])]);
+    for (index, says) in [
+        ("[]", "not a JSON object"),
+        (r#"[{"a":"a.safetensors"}]"#, "not a JSON object"),
+        ("{", "bad index"),
+        ("{}", "missing field `weight_map`"),
+        (r#"{"weight_map":[]}"#, "expected an object"),
+        (r#"{"weight_map":{}}"#, "empty"),
+        (r#"{"weight_map":{"a":1}}"#, "expected a string"),
+        (r#"{"weight_map":{"a":"a.safetensors","a":"b.safetensors"}}"#, "appears twice"),
+        (r#"{"weight_map":{"a":"../a.safetensors"}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":"/a.safetensors"}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":"sub/a.safetensors"}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":"sub\\a.safetensors"}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":".."}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":""}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":"a.safetensors\u0000"}}"#, "not a file name"),
+        (r#"{"weight_map":{"a":"gone.safetensors"}}"#, "missing, though"),
+        (r#"{"weight_map":{"a":"folder"}}"#, "is a directory"),
+        (r#"{"weight_map":{"x":"a.safetensors"}}"#, "does not"),
+        (r#"{"weight_map":{"a":"a.safetensors","x":"b.safetensors"}}"#, "as does"),
+    ] {
+        let dir = dir();
+        write(dir.path(), "a.safetensors", &a);
+        write(dir.path(), "b.safetensors", &a);
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        write(dir.path(), "model.safetensors.index.json", index);
+        let message = WeightFiles::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(says), "{index}\n{message}");
+    }
+}
+
+#[test]
+fn no_weights_is_said_plainly() {
+    let check = |path: &Path, says: &str| {
+        let error = WeightFiles::open(path).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        error
+    };
+    let dir = dir();
+    check(&dir.path().join("nowhere"), "no such directory");
+    check(dir.path(), "no weights here");
+    write(dir.path(), "pytorch_model-00001-of-00002.bin", "x");
+    let error = check(dir.path(), "not safetensors, but \"pytorch_model-00001");
+    assert!(error.hint().unwrap().contains("convert"));
+    check(&dir.path().join("pytorch_model-00001-of-00002.bin"), "is a file");
+    fs::create_dir(dir.path().join("model.safetensors")).unwrap();
+    let error = WeightFiles::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("is a directory, not a file"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), len in any::<u64>()) {
+        let _ = parse_header(Path::new("x"), &bytes, len);
+        let _ = parse_header(Path::new("x"), &raw_file(&String::from_utf8_lossy(&bytes), &[]), len);
+        let _ = parse_index(Path::new("x"), &bytes);
+    }
+
+    /// Whatever is changed in a good file, what is still accepted lies within the file, and the safetensors
+    /// crate agrees.
+    #[test]
+    fn a_mutated_header_is_refused_or_consistent(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut file = file_of(&[
+            ("a", Dtype::F32, &[2, 2], vec![7; 16]),
+            ("b", Dtype::BF16, &[], vec![1; 2]),
+            ("c", Dtype::U8, &[0], vec![]),
+        ]);
+        for (at, byte) in changes {
+            let at = at.index(file.len());
+            file[at] = byte;
+        }
+        if let Some(cut) = cut {
+            file.truncate(cut.index(file.len()));
+        }
+        if let Ok(header) = parse_header(Path::new("x"), &file, file.len() as u64) {
+            prop_assert!(SafeTensors::deserialize(&file).is_ok());
+            for tensor in header.tensors.values() {
+                prop_assert!(tensor.range.start <= tensor.range.end);
+                prop_assert!(tensor.range.end <= file.len() as u64);
+            }
+        }
+    }
+}
