@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use narrows_shard::Bytes;
+
 use crate::decoder::Segment;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -136,8 +138,8 @@ pub struct Stats {
     pub decode: Duration,
     /// See `decode`.
     pub decode_tokens: usize,
-    /// Bytes read from the model's files.
-    pub bytes_read: u64,
+    /// Bytes read from the model's files since it was opened, its loading included.
+    pub bytes_read: Bytes,
 }
 
 /// Finished texts and what they took.
@@ -268,7 +270,6 @@ impl Engine {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Stats> {
         let start = Instant::now();
-        let bytes_before = self.bytes_read().get();
         let vocab = self.decoder.architecture().vocab_size;
         let mut stats = Stats::default();
         while running.iter().any(|r| r.finish.is_none()) {
@@ -335,7 +336,7 @@ impl Engine {
             }
         }
         stats.wall = start.elapsed();
-        stats.bytes_read = self.bytes_read().get() - bytes_before;
+        stats.bytes_read = self.bytes_read();
         Ok(stats)
     }
 }

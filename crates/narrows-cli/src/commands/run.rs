@@ -199,7 +199,7 @@ pub(super) fn closing_line(stats: &Stats, completions: &[Completion], requests: 
         line += &format!(", {seconds:.3} s/token ({:.1} tok/s)", 1.0 / seconds);
     }
     line += &format!(", first after {:.2} s", stats.first_token.as_secs_f64());
-    line += &format!(", {} read", narrows::Bytes(stats.bytes_read));
+    line += &format!(", {} read", stats.bytes_read);
     if let Some(peak) = memory::peak_resident() {
         line += &format!(", peak memory {peak}");
     }
