@@ -61,8 +61,8 @@ impl Consumable {
 
 /// The blob that `link` in the snapshot `dir` of a Hugging Face cache points to; `None` if others share it.
 ///
-/// Any other link leads to a file that somebody put elsewhere on purpose; deleting that would be a surprise, and
-/// deleting the link would free nothing.
+/// Any other link leads to a file that somebody put elsewhere on purpose; deleting that would be a surprise,
+/// and deleting the link would free nothing.
 fn own_blob(dir: &Path, link: &Path) -> Result<Option<PathBuf>, Error> {
     let refused = || {
         Error::invalid(

@@ -48,9 +48,6 @@ impl<'a> Run<'a> {
         if let Some(problem) = journal.mismatch(source, plan)? {
             return Err(Error::DifferentPack { path: out.dir().to_owned(), problem });
         }
-        for file in &journal.finished {
-            require_size(&out.path(&file.name), file.size)?;
-        }
         let consumables = if consume { consumables(source, plan, out.dir())? } else { Vec::new() };
         let resumed = journal.finished.iter().map(|file| file.size).sum();
         Ok(Self { disk, source, plan, out, journal, consumables, consume, written: Bytes(0), resumed })
@@ -86,18 +83,11 @@ impl<'a> Run<'a> {
             out.remove(&format!("{name}{PARTIAL}"))?;
         }
         self.check_space()?;
+        self.check_finished()?;
         self.write_journal()?;
 
         let bytes: Bytes = plan.files().map(PlannedFile::size).sum();
         let mut meter = Meter::new(progress, if self.consume { bytes + bytes } else { bytes });
-        if self.consume && !self.journal.verified {
-            // Written by a run that had no reason to read it back.
-            for file in &self.journal.finished {
-                verify_file(out.dir(), file, &mut |_| {})?;
-            }
-            self.journal.verified = true;
-            self.write_journal()?;
-        }
         for file in plan.files() {
             if self.journal.finished(file.name()).is_some() {
                 meter.add(Step::Writing, file.name(), if self.consume { 2 } else { 1 } * file.size().get());
@@ -107,6 +97,28 @@ impl<'a> Run<'a> {
             self.consume_after(file.name())?;
         }
         self.write_manifest()
+    }
+
+    /// Checks what earlier runs have finished. A file that is not as it was is an error, and redone next time.
+    fn check_finished(&mut self) -> Result<(), Error> {
+        // Written by a run that had no reason to read it back?
+        let read_back = self.consume && !self.journal.verified;
+        for i in 0..self.journal.finished.len() {
+            let file = &self.journal.finished[i];
+            let checked = if read_back {
+                verify_file(self.out.dir(), file, &mut |_| {})
+            } else {
+                require_size(&self.out.path(&file.name), file.size)
+            };
+            // Unless its source may be gone: then somebody has to look at it.
+            if checked.is_err() && self.journal.consumed.is_empty() {
+                self.journal.finished.remove(i);
+                self.write_journal()?;
+            }
+            checked?;
+        }
+        self.journal.verified |= read_back;
+        Ok(())
     }
 
     fn write_file(

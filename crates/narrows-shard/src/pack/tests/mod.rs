@@ -277,6 +277,8 @@ fn a_shard_that_does_not_come_back_from_disk_saves_the_source() {
     let refused = scene.pack(&RealDisk, true).unwrap_err();
     assert!(matches!(refused, Error::Checksum { .. }), "{refused}");
     assert_eq!(scene.weights_left(), 3);
+    scene.pack(&RealDisk, true).unwrap();
+    assert_eq!(scene.packed(), undisturbed(true).0);
 }
 
 #[test]
