@@ -77,7 +77,7 @@ pub struct PackReport {
 ///
 /// Like [`WeightFiles::open`], except that it knows what an interrupted [`pack()`] into `out` has consumed: the
 /// tensors of files that are gone are listed as if they were there, so that the same layout comes out, and where
-/// that pack had come to its end but for the last word, the source is the pack itself.
+/// that pack had come to its end, the source is the pack itself. (That is told by the sidecars that are left.)
 ///
 /// # Errors
 ///
@@ -156,8 +156,7 @@ fn pack_on(
     }
 
     let out = OutDir::open(disk, &out)?;
-    let reader = source.reader()?;
-    let mut copier = Copier::new(disk, &reader);
+    let mut copier = Copier::new(disk, source.reader()?);
     if let Some(manifest) = Manifest::read(out.dir())? {
         compare(&plan, source, &mut copier, &out, &manifest, progress)?;
         return Ok(PackReport { manifest, written: Bytes(0), resumed: Bytes(0), already_packed: true });

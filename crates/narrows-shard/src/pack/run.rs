@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
             } else {
                 self.write_file(file, copier, &mut meter)?;
             }
-            self.consume_after(file.name())?;
+            self.consume_after(file.name(), copier)?;
         }
         self.write_manifest()
     }
@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
     }
 
     /// Deletes the weight files of the source that nothing needs once `written` is finished.
-    fn consume_after(&mut self, written: &str) -> Result<(), Error> {
+    fn consume_after(&mut self, written: &str, copier: &mut Copier<'_>) -> Result<(), Error> {
         let (ready, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.consumables).into_iter().partition(|file| file.last_shard == written);
         self.consumables = later;
@@ -163,7 +163,11 @@ impl<'a> Run<'a> {
             }
         }
         self.write_journal()?;
-        ready.iter().try_for_each(|file| file.delete(self.disk))
+        for file in &ready {
+            copier.close(file.file);
+            file.delete(self.disk)?;
+        }
+        Ok(())
     }
 
     fn write_manifest(&mut self) -> Result<Manifest, Error> {

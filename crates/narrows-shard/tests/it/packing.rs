@@ -96,7 +96,7 @@ fn goldens_come_out_as_they_went_in() {
         let (other, _) = copy_of(name);
         pack_into(&other.path().join("model"), &layout, &other.path().join("p"), PackOptions::default())
             .unwrap();
-        assert_eq!(files(&other.path().join("p")), files(&out));
+        assert!(files(&other.path().join("p")) == files(&out));
     }
 }
 
@@ -140,7 +140,7 @@ fn packing_again_compares() {
     let fewer = Layout { shards: layout.shards[..1].into(), ..layout };
     let refused = pack_into(&model, &fewer, &out, PackOptions::default()).unwrap_err();
     assert!(matches!(refused, Error::DifferentPack { .. }), "{refused}");
-    assert_eq!(files(&out), before);
+    assert!(files(&out) == before);
     assert!(path.exists());
 }
 
@@ -150,7 +150,7 @@ fn a_consumed_source_is_gone_and_known_to_be() {
     let (model, out, plain) = (dir.path().join("model"), dir.path().join("pack"), dir.path().join("plain"));
     pack_into(&model, &layout, &plain, PackOptions::default()).unwrap();
     pack_into(&model, &layout, &out, CONSUME).unwrap();
-    assert_eq!(files(&out), files(&plain));
+    assert!(files(&out) == files(&plain));
     let left: Vec<_> = files(&model).into_keys().collect();
     assert_eq!(
         left,
