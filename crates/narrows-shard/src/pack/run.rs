@@ -15,7 +15,7 @@ use crate::verify::{require_size, verify_file};
 use crate::{Bytes, Checksum, Error, MANIFEST, Manifest, WeightFiles};
 
 /// What one file takes of a file system beyond its bytes, at most.
-const BLOCK: u64 = 4096;
+const BLOCK: i128 = 4096;
 /// Room for the directory, the manifest and what file systems keep to themselves.
 const SLACK: Bytes = Bytes::mib(1);
 
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         let (mut taken, mut peak) = (0i128, 0i128);
         for file in self.plan.files() {
             if self.journal.finished(file.name()).is_none() {
-                taken += i128::from(file.size().get().next_multiple_of(BLOCK));
+                taken += i128::from(file.size().get()) + BLOCK;
             }
             peak = peak.max(taken);
             let freed = self.consumables.iter().filter(|consumable| consumable.last_shard == file.name());
