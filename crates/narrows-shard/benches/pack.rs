@@ -71,6 +71,12 @@ fn main() {
     }
     ratios.sort_by(f64::total_cmp);
     println!("median: pack at {:.0} % of cp+sync (goal: 70 %)", ratios[ROUNDS / 2]);
+    let _ = fs::remove_dir_all(&out);
+    cold(&source);
+    let start = Instant::now();
+    let weights = WeightFiles::open(&source).unwrap();
+    pack(&weights, &layout, &out, &PackOptions { consume_source: true }, &mut |_| {}).unwrap();
+    println!("consuming the source: {:.2} GB/s", bytes.get() as f64 / 1e9 / start.elapsed().as_secs_f64());
     if let Ok(status) = fs::read_to_string("/proc/self/status") {
         status
             .lines()

@@ -249,6 +249,13 @@ impl Reader {
 }
 
 impl Reader {
+    /// Closes a file, which after it is deleted is what gives its space back.
+    pub(crate) fn close(&mut self, file: usize) {
+        if let Some((_, file)) = self.files.get_mut(file) {
+            *file = None;
+        }
+    }
+
     /// Asks the kernel to start reading this part of `tensor`.
     pub(crate) fn will_need(&self, tensor: &Tensor, offset: u64, len: u64) {
         if let Some((_, Some(file))) = self.files.get(tensor.file) {

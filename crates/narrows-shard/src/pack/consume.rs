@@ -10,6 +10,8 @@ use crate::{Bytes, Error, WeightFiles};
 /// A weight file of the source that will be deleted.
 pub(crate) struct Consumable {
     pub(crate) name: String,
+    /// Its index in the source.
+    pub(crate) file: usize,
     path: PathBuf,
     /// What `path` links to, if it is a link into a Hugging Face cache and nothing else links there.
     blob: Option<PathBuf>,
@@ -28,7 +30,7 @@ pub(crate) fn consumables(source: &WeightFiles, plan: &Plan, out: &Path) -> Resu
         }
     }
     let mut consumables = Vec::new();
-    for (file, last_shard) in source.files().iter().zip(last_shard) {
+    for (i, (file, last_shard)) in source.files().iter().zip(last_shard).enumerate() {
         let (Some(last_shard), Ok(found)) = (last_shard, file.path.symlink_metadata()) else { continue };
         let path = file.path.clone();
         let (blob, frees) = if found.is_symlink() {
@@ -38,7 +40,14 @@ pub(crate) fn consumables(source: &WeightFiles, plan: &Plan, out: &Path) -> Resu
         } else {
             (None, frees(&path, out))
         };
-        consumables.push(Consumable { name: file.name(), path, blob, frees, last_shard: last_shard.clone() });
+        consumables.push(Consumable {
+            name: file.name(),
+            file: i,
+            path,
+            blob,
+            frees,
+            last_shard: last_shard.clone(),
+        });
     }
     Ok(consumables)
 }
@@ -61,8 +70,8 @@ impl Consumable {
 
 /// The blob that `link` in the snapshot `dir` of a Hugging Face cache points to; `None` if others share it.
 ///
-/// Any other link leads to a file that somebody put elsewhere on purpose; deleting that would be a surprise, and
-/// deleting the link would free nothing.
+/// Any other link leads to a file that somebody put elsewhere on purpose; deleting that would be a surprise,
+/// and deleting the link would free nothing.
 fn own_blob(dir: &Path, link: &Path) -> Result<Option<PathBuf>, Error> {
     let refused = || {
         Error::invalid(

@@ -17,7 +17,7 @@ type Emit<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), Error>;
 /// The one buffer that all bytes pass through.
 pub(crate) struct Copier<'a> {
     disk: &'a dyn Disk,
-    reader: &'a Reader,
+    reader: Reader,
     buffer: Vec<u8>,
 }
 
@@ -36,8 +36,13 @@ impl Piece<'_> {
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(disk: &'a dyn Disk, reader: &'a Reader) -> Self {
+    pub(crate) fn new(disk: &'a dyn Disk, reader: Reader) -> Self {
         Self { disk, reader, buffer: Vec::with_capacity(CHUNK) }
+    }
+
+    /// Closes a file of the source that is no longer needed.
+    pub(crate) fn close(&mut self, file: usize) {
+        self.reader.close(file);
     }
 
     /// Hands the bytes of `file` to `emit`, in order.
@@ -82,7 +87,7 @@ impl<'a> Copier<'a> {
         match piece {
             Piece::Zeros(_) => Ok(()),
             Piece::Tensor { tensor, offset, .. } => {
-                self.disk.read(self.reader, tensor, *offset, &mut self.buffer[start..])
+                self.disk.read(&self.reader, tensor, *offset, &mut self.buffer[start..])
             }
         }
     }

@@ -77,7 +77,7 @@ pub struct PackReport {
 ///
 /// Like [`WeightFiles::open`], except that it knows what an interrupted [`pack()`] into `out` has consumed: the
 /// tensors of files that are gone are listed as if they were there, so that the same layout comes out, and where
-/// that pack had come to its end but for the last word, the source is the pack itself.
+/// that pack had come to its end, the source is the pack itself. (That is told by the sidecars that are left.)
 ///
 /// # Errors
 ///
@@ -111,20 +111,21 @@ fn was_consumed_into(dir: &Path, out: &Path) -> Result<bool, Error> {
 
 /// Packs `source` into the directory `out` as `layout` says.
 ///
-/// If an earlier call was interrupted, even by a power cut, this one goes on where it stopped; the pack is the same
-/// to the byte. If `out` holds this very pack already, the source is read and compared with it. Anything else in
-/// `out` is left alone and is an error.
+/// If an earlier call was interrupted, even by a power cut, this one goes on where it stopped; the pack is the
+/// same to the byte. If `out` holds this very pack already, the source is read and compared with it. Anything
+/// else in `out` is left alone and is an error.
 ///
-/// With [`PackOptions::consume_source`], `source` should come from [`open_source`]. A weight file that is a link
-/// into a Hugging Face cache is deleted together with what it links to, unless another snapshot links there too;
-/// weight files behind other links are refused. Weight files of which the layout uses nothing are kept.
+/// With [`PackOptions::consume_source`], `source` should come from [`open_source`]. A weight file that is a
+/// link into a Hugging Face cache is deleted together with what it links to, unless another link leads there
+/// too; weight files behind other links are refused. Weight files of which the layout uses nothing are kept.
 ///
 /// # Errors
 ///
-/// [`Error::NoSpace`] before anything is written, or when the disk fills up nonetheless; [`Error::OutputNotEmpty`],
-/// [`Error::DifferentPack`], [`Error::Overlap`], [`Error::Locked`] if `out` cannot take this pack;
-/// [`Error::Invalid`] if the layout does not fit the source; [`Error::Checksum`] if what was written does not come
-/// back from disk; [`Error::Io`] for everything else. After any of them a further call can go on.
+/// [`Error::NoSpace`] before anything is written, or when the disk fills up nonetheless;
+/// [`Error::OutputNotEmpty`], [`Error::DifferentPack`], [`Error::Overlap`], [`Error::Locked`] if `out` cannot
+/// take this pack; [`Error::Invalid`] if the layout does not fit the source; [`Error::Checksum`] if what was
+/// written does not come back from disk; [`Error::Io`] for everything else. Whatever was done stays good for a
+/// further call.
 pub fn pack(
     source: &WeightFiles,
     layout: &Layout,
@@ -155,8 +156,7 @@ fn pack_on(
     }
 
     let out = OutDir::open(disk, &out)?;
-    let reader = source.reader()?;
-    let mut copier = Copier::new(disk, &reader);
+    let mut copier = Copier::new(disk, source.reader()?);
     if let Some(manifest) = Manifest::read(out.dir())? {
         compare(&plan, source, &mut copier, &out, &manifest, progress)?;
         return Ok(PackReport { manifest, written: Bytes(0), resumed: Bytes(0), already_packed: true });
@@ -171,8 +171,11 @@ fn resolve(dir: &Path) -> Result<PathBuf, Error> {
     for ancestor in absolute.ancestors() {
         match ancestor.canonicalize() {
             Ok(resolved) => return Ok(missing.iter().rev().fold(resolved, |path, name| path.join(name))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => missing.extend(ancestor.file_name()),
-            Err(e) => return Err(Error::io(ancestor, "resolve it")(e)),
+            Err(e) => match ancestor.file_name() {
+                Some(name) if e.kind() == io::ErrorKind::NotFound => missing.push(name),
+                // `missing/..` names nothing.
+                _ => return Err(Error::io(ancestor, "resolve it")(e)),
+            },
         }
     }
     Ok(absolute)

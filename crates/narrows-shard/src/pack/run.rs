@@ -15,7 +15,7 @@ use crate::verify::{require_size, verify_file};
 use crate::{Bytes, Checksum, Error, MANIFEST, Manifest, WeightFiles};
 
 /// What one file takes of a file system beyond its bytes, at most.
-const BLOCK: u64 = 4096;
+const BLOCK: i128 = 4096;
 /// Room for the directory, the manifest and what file systems keep to themselves.
 const SLACK: Bytes = Bytes::mib(1);
 
@@ -47,9 +47,6 @@ impl<'a> Run<'a> {
         };
         if let Some(problem) = journal.mismatch(source, plan)? {
             return Err(Error::DifferentPack { path: out.dir().to_owned(), problem });
-        }
-        for file in &journal.finished {
-            require_size(&out.path(&file.name), file.size)?;
         }
         let consumables = if consume { consumables(source, plan, out.dir())? } else { Vec::new() };
         let resumed = journal.finished.iter().map(|file| file.size).sum();
@@ -86,27 +83,42 @@ impl<'a> Run<'a> {
             out.remove(&format!("{name}{PARTIAL}"))?;
         }
         self.check_space()?;
+        self.check_finished()?;
         self.write_journal()?;
 
         let bytes: Bytes = plan.files().map(PlannedFile::size).sum();
         let mut meter = Meter::new(progress, if self.consume { bytes + bytes } else { bytes });
-        if self.consume && !self.journal.verified {
-            // Written by a run that had no reason to read it back.
-            for file in &self.journal.finished {
-                verify_file(out.dir(), file, &mut |_| {})?;
-            }
-            self.journal.verified = true;
-            self.write_journal()?;
-        }
         for file in plan.files() {
             if self.journal.finished(file.name()).is_some() {
                 meter.add(Step::Writing, file.name(), if self.consume { 2 } else { 1 } * file.size().get());
             } else {
                 self.write_file(file, copier, &mut meter)?;
             }
-            self.consume_after(file.name())?;
+            self.consume_after(file.name(), copier)?;
         }
         self.write_manifest()
+    }
+
+    /// Checks what earlier runs have finished. A file that is not as it was is an error, and redone next time.
+    fn check_finished(&mut self) -> Result<(), Error> {
+        // Written by a run that had no reason to read it back?
+        let read_back = self.consume && !self.journal.verified;
+        for i in 0..self.journal.finished.len() {
+            let file = &self.journal.finished[i];
+            let checked = if read_back {
+                verify_file(self.out.dir(), file, &mut |_| {})
+            } else {
+                require_size(&self.out.path(&file.name), file.size)
+            };
+            // Unless its source may be gone: then somebody has to look at it.
+            if checked.is_err() && self.journal.consumed.is_empty() {
+                self.journal.finished.remove(i);
+                self.write_journal()?;
+            }
+            checked?;
+        }
+        self.journal.verified |= read_back;
+        Ok(())
     }
 
     fn write_file(
@@ -137,7 +149,7 @@ impl<'a> Run<'a> {
     }
 
     /// Deletes the weight files of the source that nothing needs once `written` is finished.
-    fn consume_after(&mut self, written: &str) -> Result<(), Error> {
+    fn consume_after(&mut self, written: &str, copier: &mut Copier<'_>) -> Result<(), Error> {
         let (ready, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.consumables).into_iter().partition(|file| file.last_shard == written);
         self.consumables = later;
@@ -151,7 +163,11 @@ impl<'a> Run<'a> {
             }
         }
         self.write_journal()?;
-        ready.iter().try_for_each(|file| file.delete(self.disk))
+        for file in &ready {
+            copier.close(file.file);
+            file.delete(self.disk)?;
+        }
+        Ok(())
     }
 
     fn write_manifest(&mut self) -> Result<Manifest, Error> {
@@ -204,7 +220,7 @@ impl<'a> Run<'a> {
         let (mut taken, mut peak) = (0i128, 0i128);
         for file in self.plan.files() {
             if self.journal.finished(file.name()).is_none() {
-                taken += i128::from(file.size().get().next_multiple_of(BLOCK));
+                taken += i128::from(file.size().get()) + BLOCK;
             }
             peak = peak.max(taken);
             let freed = self.consumables.iter().filter(|consumable| consumable.last_shard == file.name());

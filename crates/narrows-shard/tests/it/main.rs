@@ -3,4 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[cfg(unix)]
+mod killing;
+mod packing;
 mod reading;

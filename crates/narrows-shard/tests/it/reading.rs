@@ -117,6 +117,23 @@ fn a_header_that_does_not_add_up_is_refused() {
     }
 }
 
+/// Tensors that each fit, but whose end is the last integer, so that adding the header to it overflows.
+#[test]
+fn offsets_up_to_the_last_integer_are_refused() {
+    let most = (1u64 << 61) - 1;
+    let mut entries = Vec::new();
+    let mut start = 0;
+    for size in [most; 8].into_iter().chain([7]) {
+        let i = entries.len();
+        let end = start + size;
+        entries.push(format!(r#""{i}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{start},{end}]}}"#));
+        start = end;
+    }
+    assert_eq!(start, u64::MAX);
+    let header = format!("{{{}}}", entries.join(","));
+    assert!(refused(&raw_file(&header, &[])).contains("but the file has"));
+}
+
 #[test]
 fn a_scalar_and_an_empty_tensor_are_fine() {
     let dir = dir();

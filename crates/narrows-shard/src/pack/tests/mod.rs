@@ -217,6 +217,26 @@ fn consuming_needs_room_for_less_than_the_whole_pack() {
     assert!(needed(true) < needed(false), "{} {}", needed(true), needed(false));
 }
 
+/// A deleted file takes its space until nobody has it open.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_consumed_file_is_closed() {
+    let scene = Scene::new();
+    let source = open_source(&scene.source(), &scene.out()).unwrap();
+    let mut least = 3;
+    let options = PackOptions { consume_source: true };
+    pack_on(&RealDisk, &source, &layout(), &scene.out(), &options, &mut |_| {
+        least = least.min(scene.weights_left());
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let mut targets = open.filter_map(|fd| fs::read_link(fd.path()).ok());
+        assert!(!targets.any(|path| {
+            path.starts_with(scene.source()) && path.to_string_lossy().ends_with("(deleted)")
+        }));
+    })
+    .unwrap();
+    assert!(least < 3, "nothing was deleted on the way");
+}
+
 #[test]
 fn a_begun_pack_of_another_source_or_layout_is_left_alone() {
     let (_, steps) = undisturbed(false);
@@ -277,6 +297,8 @@ fn a_shard_that_does_not_come_back_from_disk_saves_the_source() {
     let refused = scene.pack(&RealDisk, true).unwrap_err();
     assert!(matches!(refused, Error::Checksum { .. }), "{refused}");
     assert_eq!(scene.weights_left(), 3);
+    scene.pack(&RealDisk, true).unwrap();
+    assert_eq!(scene.packed(), undisturbed(true).0);
 }
 
 #[test]
