@@ -257,6 +257,7 @@ fn add_values<S: Simd, E: Stored, const H: usize>(
 
 /// [`add_values`] for `D` vectors of columns from `col` on, each of which has `count` columns.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "heads, columns and positions index several arrays at once")]
 fn add_columns<S: Simd, E: Stored, const H: usize, const D: usize>(
     simd: S,
     values: Matrix<'_>,

@@ -23,6 +23,11 @@ use crate::{Cpu, Error, Matrix, RowsMut};
 /// four of weights fit into a first-level cache of 48 KiB; folding costs a few per cent.
 const BLOCK: usize = 1024;
 
+/// How far ahead of a row of activations alone weights are called for, in bytes. The processor's own
+/// prefetchers leave some of the memory's bandwidth unused where each line holds many weights: with this a
+/// matvec in bf16 gains about an eighth on a Sapphire Rapids.
+const AHEAD: usize = 1024;
+
 /// Weight rows of a tile: what [`Simd::sums`] folds at a time.
 const TILE: usize = 4;
 
@@ -69,7 +74,8 @@ struct Linear<'a> {
 impl EncodedKernel for Linear<'_> {
     #[inline(always)]
     fn run<S: Simd, E: Stored>(self, simd: S) {
-        if self.x.len() / self.w.cols() <= S::BATCH {
+        // Up to two tiles of activations, to decode the weights for each is cheaper than by way of a panel.
+        if self.x.len() / self.w.cols() <= 2 * S::BATCH {
             few_rows::<S, E>(simd, self.w, self.x, self.y);
         } else {
             many_rows::<S, E>(simd, self.w, self.x, self.y);
@@ -77,7 +83,7 @@ impl EncodedKernel for Linear<'_> {
     }
 }
 
-/// Reads each weight once, straight into a register.
+/// Loads weights from where they are stored straight into the registers.
 #[inline(always)]
 pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsMut<'_>) {
     let n = x.len() / w.cols();
@@ -91,13 +97,14 @@ pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mu
 }
 
 /// How many rows of activations to put into a tile when there are `n`: of the sizes that fit into the
-/// registers the one that leaves the fewest places empty.
+/// registers the one with the least work, where a tile has its activations to do and its weights to load.
 #[inline(always)]
 fn batch<S: Simd>(n: usize) -> usize {
     match n {
-        0..=2 => n,
+        0 | 1 => 1,
+        2 => 2,
         _ if S::BATCH < 4 => 2,
-        _ if n.next_multiple_of(4) < n.next_multiple_of(6) => 4,
+        _ if n.div_ceil(4) * (4 + 2) < n.div_ceil(6) * (6 + 2) => 4,
         _ => 6,
     }
 }
@@ -243,33 +250,36 @@ fn dots<S: Simd, E: Stored, const R: usize, const N: usize>(
     // What makes the loads below sound.
     assert!(x.iter().all(|x| x.len() == cols) && w.iter().all(|w| w.len() >= E::bytes(from + cols)));
     let mut sums = [[simd.splat(0.0); R]; N];
+    let (mut weights, mut inputs) = ([simd.splat(0.0); R], [simd.splat(0.0); N]);
     let mut col = 0;
     while col + S::LANES <= cols {
-        let mut weights = [simd.splat(0.0); R];
         for r in 0..R {
+            if N == 1 {
+                simd.prefetch(w[r].as_ptr().wrapping_add(E::bytes(from + col) + AHEAD));
+            }
             // SAFETY: by the assertion `w[r]` has the bytes up to column `from + cols`, and `col + LANES`
             // is no more than `cols`.
             weights[r] = unsafe { E::load(simd, w[r].as_ptr(), from + col) };
         }
         for i in 0..N {
             // SAFETY: by the assertion `x[i]` has `cols` floats, and `col + LANES` is no more.
-            let input = unsafe { simd.load_f32(x[i].as_ptr().add(col).cast()) };
-            for r in 0..R {
-                sums[i][r] = simd.mul_add(weights[r], input, sums[i][r]);
-            }
+            inputs[i] = unsafe { simd.load_f32(x[i].as_ptr().add(col).cast()) };
         }
+        add_products(simd, &mut sums, &weights, &inputs);
         col += S::LANES;
     }
     if col < cols {
-        let count = cols - col;
         for r in 0..R {
-            let weights = load_up_to::<S, E>(simd, w[r], from + col, count);
-            for i in 0..N {
-                let input = load_up_to::<S, F32>(simd, bytemuck::cast_slice(x[i]), col, count);
-                sums[i][r] = simd.mul_add(weights, input, sums[i][r]);
-            }
+            weights[r] = load_up_to::<S, E>(simd, w[r], from + col, cols - col);
         }
+        for i in 0..N {
+            inputs[i] = load_up_to::<S, F32>(simd, bytemuck::cast_slice(x[i]), col, cols - col);
+        }
+        add_products(simd, &mut sums, &weights, &inputs);
     }
+    // A copy, since what is indexed in a loop that the compiler does not unroll lies in memory: the sums
+    // themselves are to stay in registers.
+    let sums = sums;
     let mut folded = [[0.0; R]; N];
     for i in 0..N {
         for r in (0..R).step_by(TILE) {
@@ -278,6 +288,21 @@ fn dots<S: Simd, E: Stored, const R: usize, const N: usize>(
         }
     }
     folded
+}
+
+/// One step of [`dots`] for all sums of a tile.
+#[inline(always)]
+fn add_products<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    sums: &mut [[S::V; R]; N],
+    weights: &[S::V; R],
+    inputs: &[S::V; N],
+) {
+    for i in 0..N {
+        for r in 0..R {
+            sums[i][r] = simd.mul_add(weights[r], inputs[i], sums[i][r]);
+        }
+    }
 }
 
 /// The weights of a stored row from column `from` on.

@@ -86,6 +86,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sum of the lanes of each vector, in an order that is the same for all four.
     fn sums(self, vectors: [Self::V; 4]) -> [f32; 4];
 
+    /// Hints that the cache line at `at` is about to be read. Any address will do.
+    #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+
     /// # Safety
     /// `4 * LANES` bytes at `at` must be readable.
     unsafe fn load_f32(self, at: *const u8) -> Self::V;

@@ -1,5 +1,7 @@
 //! Four lanes: Arm's NEON, which every 64-bit Arm with floating point has.
 
+#![allow(unused_unsafe, reason = "where the target itself promises NEON, its intrinsics are safe to call")]
+
 use core::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
@@ -60,7 +62,7 @@ impl Simd for Neon {
         // SAFETY: the caller vouches for 8 bytes; they are copied before NEON sees them.
         unsafe {
             let bits = at.cast::<[u16; 4]>().read_unaligned();
-            vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bits.as_ptr())))
+            vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(bits.as_ptr()))))
         }
     }
 

@@ -8,7 +8,7 @@ mod elementwise;
 mod encodings;
 mod linear;
 
-use narrows_cpu::{Cpu, Isa};
+use narrows_cpu::{Cpu, Error, Isa};
 use narrows_shard::Encoding;
 
 /// One `Cpu` per instruction set of this machine.
@@ -64,5 +64,20 @@ fn assert_close(got: &[f32], want: &[f32], magnitude: impl Fn(usize) -> f32, wha
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let bound = 8.0 * f32::EPSILON * magnitude(i) + 1e-37;
         assert!((got - want).abs() <= bound, "{what}: element {i} is {got}, not {want} (within {bound})");
+    }
+}
+
+#[test]
+fn instruction_sets() {
+    assert!(Isa::available().any(|isa| isa == Isa::Portable));
+    assert_eq!(Cpu::new(3).unwrap().isa(), Isa::best());
+    for isa in Isa::ALL {
+        match Cpu::with_isa(2, isa) {
+            Ok(cpu) => assert_eq!((cpu.isa(), cpu.threads()), (isa, 2)),
+            Err(error) => {
+                assert!(matches!(error, Error::Isa(missing) if missing == isa));
+                assert!(Isa::available().all(|other| other != isa));
+            }
+        }
     }
 }
