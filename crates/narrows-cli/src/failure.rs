@@ -18,7 +18,9 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {what}")]
     Input { path: PathBuf, what: String },
-    #[error("the model does not fit in memory: weights and KV cache need {needed}, {available} are available")]
+    #[error(
+        "the model does not fit in memory: weights and KV cache need {needed}, {available} are available"
+    )]
     DoesNotFit { needed: Bytes, available: Bytes },
     #[error("interrupted")]
     Interrupted { code: u8 },

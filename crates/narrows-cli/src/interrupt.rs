@@ -24,7 +24,11 @@ impl Interrupt {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&interrupt.again_kills))
                 .and_then(|_| flag::register(signal, Arc::clone(&interrupt.again_kills)))
                 .and_then(|_| {
-                    flag::register_usize(signal, Arc::clone(&interrupt.signal), signal.unsigned_abs() as usize)
+                    flag::register_usize(
+                        signal,
+                        Arc::clone(&interrupt.signal),
+                        signal.unsigned_abs() as usize,
+                    )
                 })
                 .map_err(|e| Failure::Other(format!("cannot listen to signals: {e}")))?;
         }

@@ -30,6 +30,8 @@ fn cgroup_headroom() -> Option<u64> {
         .join(own)
         .ancestors()
         .take_while(|dir| dir.starts_with("/sys/fs/cgroup"))
-        .filter_map(|dir| Some(read(&dir.join("memory.max"))?.saturating_sub(read(&dir.join("memory.current"))?)))
+        .filter_map(|dir| {
+            Some(read(&dir.join("memory.max"))?.saturating_sub(read(&dir.join("memory.current"))?))
+        })
         .min()
 }

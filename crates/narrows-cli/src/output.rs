@@ -99,7 +99,9 @@ impl Progress {
 
 fn bar(what: &'static str, unit: Unit, total: u64) -> ProgressBar {
     let template = match unit {
-        Unit::Bytes => "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}",
+        Unit::Bytes => {
+            "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"
+        }
         Unit::Tokens => "{msg} {wide_bar} {pos}/{len} {per_sec} eta {eta}",
     };
     // The bar was asked for: it draws even where stderr is no terminal.

@@ -22,7 +22,8 @@ pub(crate) fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>> {
         return Err(input(format!("{len} bytes are too many for token ids")));
     }
     let bytes = std::fs::read(path).map_err(file)?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| input(format!("not a safetensors file: {e}")))?;
+    let tensors =
+        SafeTensors::deserialize(&bytes).map_err(|e| input(format!("not a safetensors file: {e}")))?;
     let ids = tensors.tensor("input_ids").map_err(|_| input("no tensor input_ids".to_owned()))?;
     let &[batch, positions] = ids.shape() else {
         return Err(input(format!("input_ids has shape {:?}, not [batch, positions]", ids.shape())));
@@ -52,11 +53,10 @@ pub(crate) struct LogitsFile<'a> {
 impl<'a> LogitsFile<'a> {
     /// Starts a file for `logits` of `shape`.
     pub(crate) fn create(path: &'a Path, shape: [usize; 3]) -> Result<Self> {
-        let too_big = || Failure::Input { path: path.to_owned(), what: format!("logits {shape:?} are too many") };
-        let bytes = shape
-            .iter()
-            .try_fold(size_of::<f32>(), |bytes, n| bytes.checked_mul(*n))
-            .ok_or_else(too_big)?;
+        let too_big =
+            || Failure::Input { path: path.to_owned(), what: format!("logits {shape:?} are too many") };
+        let bytes =
+            shape.iter().try_fold(size_of::<f32>(), |bytes, n| bytes.checked_mul(*n)).ok_or_else(too_big)?;
         let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets: (0, bytes) };
         let mut header = Metadata::new(None, vec![("logits".to_owned(), info)])
             .ok()

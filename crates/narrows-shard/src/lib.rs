@@ -14,7 +14,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod bytes;
 mod checkpoint;
 mod checksum;
 mod encoding;
@@ -27,7 +26,6 @@ mod positional;
 mod unique;
 mod verify;
 
-pub use bytes::Bytes;
 pub use checkpoint::parse_index;
 pub use checksum::Checksum;
 pub use encoding::Encoding;
@@ -35,6 +33,7 @@ pub use error::Error;
 pub use files::{Reader, Tensor, WeightFile, WeightFiles};
 pub use header::{FILLER_PREFIX, Header, parse_header};
 pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
+pub use narrows_bytes::Bytes;
 pub use pack::{Layout, PackOptions, PackReport, Progress, ShardLayout, Step, open_source, pack};
 pub use safetensors::Dtype;
 pub use verify::{VerifyReport, verify};

@@ -105,8 +105,7 @@ impl Decoder {
         weights.embed(cpu, &tokens, &mut b.x)?;
         let half = a.head_dim / 2;
         for (i, &(segment, position)) in rows.iter().enumerate() {
-            let frequencies =
-                a.rope.inverse_frequencies(segments[segment].sequence.rope_length(position));
+            let frequencies = a.rope.inverse_frequencies(segments[segment].sequence.rope_length(position));
             let row = i * half..(i + 1) * half;
             a.rope.angles(&frequencies, position, &mut b.cos[row.clone()], &mut b.sin[row]);
         }

@@ -80,9 +80,7 @@ impl Fields {
         read: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        read(value)
-            .map(Some)
-            .ok_or_else(|| self.invalid(key, &format!("{} is not {want}", brief(value))))
+        read(value).map(Some).ok_or_else(|| self.invalid(key, &format!("{} is not {want}", brief(value))))
     }
 
     pub(crate) fn usize(&self, key: &str) -> Result<Option<usize>> {

@@ -51,10 +51,7 @@ impl Model {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
-            return Err(Error::Missing {
-                path: dir.to_owned(),
-                what: "no such model directory".to_owned(),
-            });
+            return Err(Error::Missing { path: dir.to_owned(), what: "no such model directory".to_owned() });
         }
         let architecture = Architecture::read(dir)?;
         Self::with_files(architecture, WeightFiles::open(dir)?)
@@ -67,10 +64,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn open_for_pack(dir: &Path, out: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            return Err(Error::Missing {
-                path: dir.to_owned(),
-                what: "no such model directory".to_owned(),
-            });
+            return Err(Error::Missing { path: dir.to_owned(), what: "no such model directory".to_owned() });
         }
         let architecture = Architecture::read(dir)?;
         Self::with_files(architecture, narrows_shard::open_source(dir, out)?)
@@ -128,8 +122,9 @@ impl Model {
     /// which a pass needs only the rows of its tokens.
     #[must_use]
     pub fn pass_bytes(&self) -> Bytes {
-        let streamed =
-            |located: &&Located| located.weight != Weight::Embedding || self.head().weight == Weight::Embedding;
+        let streamed = |located: &&Located| {
+            located.weight != Weight::Embedding || self.head().weight == Weight::Embedding
+        };
         self.weights
             .iter()
             .filter(streamed)

@@ -119,11 +119,8 @@ impl GenerationDefaults {
     /// The sampling that the model's authors ask for.
     #[must_use]
     pub fn sampling(&self, seed: u64) -> Sampling {
-        let greedy = Sampling {
-            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            seed,
-            ..Sampling::GREEDY
-        };
+        let greedy =
+            Sampling { repetition_penalty: self.repetition_penalty.unwrap_or(1.0), seed, ..Sampling::GREEDY };
         if !self.do_sample {
             return greedy;
         }
@@ -173,8 +170,7 @@ impl Sampler {
         }
         for (token, (_, generated)) in &self.seen {
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
-            *logit =
-                if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
+            *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
             if *generated > 0 {
                 *logit -= s.presence_penalty + s.frequency_penalty * *generated as f32;
             }
@@ -184,8 +180,10 @@ impl Sampler {
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let s = &self.sampling;
         // Best first, ties in the order of the ids, so that every filter keeps a prefix.
-        let mut ranked: Vec<(u32, f32)> =
-            (0..).zip(logits.iter().map(|logit| logit / s.temperature)).filter(|(_, l)| !l.is_nan()).collect();
+        let mut ranked: Vec<(u32, f32)> = (0..)
+            .zip(logits.iter().map(|logit| logit / s.temperature))
+            .filter(|(_, l)| !l.is_nan())
+            .collect();
         let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(k) = s.top_k.filter(|k| *k < ranked.len()) {
             ranked.select_nth_unstable_by(k - 1, order);

@@ -159,7 +159,10 @@ fn steps_and_threads_do_not_change_a_bit() {
         for (chunk, threads) in [(512, 1), (1, 1), (7, 2), (16, 3), (61, 2)] {
             let builder = Engine::builder().chunk(chunk.try_into().ok()).threads(threads.try_into().ok());
             let logits = logits(&mut engine(&data(name), builder), &ids);
-            assert!(*reference.get_or_insert(logits.clone()) == logits, "{name}: chunk {chunk}, {threads} threads");
+            assert!(
+                *reference.get_or_insert(logits.clone()) == logits,
+                "{name}: chunk {chunk}, {threads} threads"
+            );
         }
     }
 }
@@ -168,10 +171,13 @@ fn steps_and_threads_do_not_change_a_bit() {
 #[test]
 fn ragged_steps() {
     let golden = golden("qwen2");
-    let ids: Vec<Vec<u32>> =
-        [(0, 24), (1, 3), (0, 1), (1, 17)].iter().map(|&(row, len)| golden.ids[row][..len].to_vec()).collect();
+    let ids: Vec<Vec<u32>> = [(0, 24), (1, 3), (0, 1), (1, 17)]
+        .iter()
+        .map(|&(row, len)| golden.ids[row][..len].to_vec())
+        .collect();
     let mut alone = engine(&data("qwen2"), Engine::builder());
-    let want: Vec<_> = ids.iter().map(|ids| greedy(&mut alone, std::slice::from_ref(ids), 9).remove(0)).collect();
+    let want: Vec<_> =
+        ids.iter().map(|ids| greedy(&mut alone, std::slice::from_ref(ids), 9).remove(0)).collect();
     for chunk in [1, 2, 5, 512] {
         let mut engine = engine(&data("qwen2"), Engine::builder().chunk(chunk.try_into().ok()));
         assert_eq!(greedy(&mut engine, &ids, 9), want, "chunk {chunk}");

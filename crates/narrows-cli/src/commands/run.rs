@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use narrows::{
-    ChatOptions, Completion, Engine, Finish, GenerationDefaults, Generation, Message, Prompt, Request, Sampling,
-    Stats,
+    ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Prompt, Request,
+    Sampling, Stats,
 };
 use serde::Serialize;
 
@@ -15,9 +15,9 @@ use super::{SCHEMA_VERSION, chat, kv_bytes, load};
 use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::output::{say, write, write_json};
 use crate::tensors::read_ids;
-use crate::memory;
 
 /// Where neither a flag nor the model says: little enough that a slow model's first answer comes.
 const MAX_NEW_TOKENS: usize = 64;
@@ -131,13 +131,18 @@ enum Input {
 
 fn generate(output: &Output, engine: &mut Engine, requests: &[Request]) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    let to_stdout = !output.json && matches!(requests, [Request { prompt: Prompt::Text(_) | Prompt::Chat(..), .. }]);
+    let to_stdout =
+        !output.json && matches!(requests, [Request { prompt: Prompt::Text(_) | Prompt::Chat(..), .. }]);
     let stdout = RefCell::new(Ok(()));
     let Generation { completions, stats } = engine.generate(requests, |event| {
         if to_stdout {
             *stdout.borrow_mut() = write(event.text);
         }
-        if interrupt.came() || stdout.borrow().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if interrupt.came() || stdout.borrow().is_err() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     stdout.into_inner()?;
     if output.json {
@@ -232,10 +237,13 @@ fn read_stdin() -> Result<String> {
 /// A flag wins over generation_config.json, which wins over greedy.
 fn sampling(args: &SamplingArgs, defaults: &GenerationDefaults) -> Sampling {
     let seed = args.seed.unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()) ^ d.as_secs() << 30)
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::from(d.subsec_nanos()) ^ d.as_secs() << 30)
     });
     let mut sampling = defaults.sampling(seed);
-    let drawn = args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
+    let drawn =
+        args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
     if args.greedy {
         sampling = Sampling { repetition_penalty: sampling.repetition_penalty, ..Sampling::GREEDY };
     } else if (drawn || args.seed.is_some()) && sampling.temperature == 0.0 {

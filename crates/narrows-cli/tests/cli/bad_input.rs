@@ -130,7 +130,8 @@ fn token_ids() {
     run(args!["run", &model, "--ids", dir.path().join("nowhere")]).refused(9, "nowhere");
     save_ids(&ids, &[&[5; 40]]);
     run(args!["run", &model, "--ids", &ids, "--ctx", "16"]).refused(7, "40");
-    run(args!["logits", &model, "--ids", &ids, "--out", dir.path().join("no/such/dir/o")]).refused(9, "no/such/dir");
+    run(args!["logits", &model, "--ids", &ids, "--out", dir.path().join("no/such/dir/o")])
+        .refused(9, "no/such/dir");
 }
 
 #[test]
@@ -167,7 +168,9 @@ fn command_lines() {
         assert_eq!(ran.code, Some(2), "{line}: {}", ran.err);
         assert!(ran.out.is_empty());
     }
-    for flags in [["--temperature", "-1"], ["--top-p", "1.5"], ["--min-p", "nan"], ["--repetition-penalty", "0"]] {
+    for flags in
+        [["--temperature", "-1"], ["--top-p", "1.5"], ["--min-p", "nan"], ["--repetition-penalty", "0"]]
+    {
         let ran = run(args!["run", demo(), "-p", "x", flags[0], flags[1]]);
         assert_eq!(ran.code, Some(2), "{flags:?}: {}", ran.err);
     }
@@ -175,5 +178,6 @@ fn command_lines() {
 
 #[test]
 fn context_of_no_size_on_earth() {
-    run(args!["run", demo(), "-p", "x", "-n", "1000000000000", "--ctx", "1000000000000"]).refused(5, "memory");
+    run(args!["run", demo(), "-p", "x", "-n", "1000000000000", "--ctx", "1000000000000"])
+        .refused(5, "memory");
 }

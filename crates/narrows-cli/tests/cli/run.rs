@@ -27,7 +27,8 @@ fn perplexity_of_the_held_out_text() {
     let cut = text.len() / 6; // ASCII
     let file = dir.path().join("text");
     std::fs::write(&file, &text[..cut]).unwrap();
-    let json = run(args!["eval", demo(), "-f", &file, "--window", "256", "--stride", "128", "--json"]).ok().json();
+    let json =
+        run(args!["eval", demo(), "-f", &file, "--window", "256", "--stride", "128", "--json"]).ok().json();
     let (perplexity, tokens) = (json["perplexity"].as_f64().unwrap(), json["tokens"].as_u64().unwrap());
     // transformers 5.23.0, float32, on the same characters: tools/perplexity.py.
     assert!((perplexity / HELDOUT_SIXTH.0 - 1.0).abs() < 1e-4, "{perplexity}");
@@ -38,7 +39,19 @@ const HELDOUT_SIXTH: (f64, u64) = (18.154_204, 4447);
 #[test]
 fn json_is_one_document() {
     let draw = || {
-        let flags = args!["run", demo(), "-p", "In the beginning", "-n", "8", "--top-p", "0.9", "--seed", "3", "--json"];
+        let flags = args![
+            "run",
+            demo(),
+            "-p",
+            "In the beginning",
+            "-n",
+            "8",
+            "--top-p",
+            "0.9",
+            "--seed",
+            "3",
+            "--json"
+        ];
         run(flags).ok().json()
     };
     let json = draw();
@@ -65,7 +78,14 @@ fn token_ids_need_no_tokenizer() {
 #[test]
 fn stop_strings_and_stdin() {
     let mut child = narrows()
-        .args(["run".as_ref(), demo().as_os_str(), "-p".as_ref(), "-".as_ref(), "--stop".as_ref(), "LORD".as_ref()])
+        .args([
+            "run".as_ref(),
+            demo().as_os_str(),
+            "-p".as_ref(),
+            "-".as_ref(),
+            "--stop".as_ref(),
+            "LORD".as_ref(),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -79,7 +99,14 @@ fn stop_strings_and_stdin() {
 #[test]
 fn a_closed_stdout_ends_quietly() {
     let mut child = narrows()
-        .args(["run".as_ref(), demo().as_os_str(), "-p".as_ref(), "In".as_ref(), "-n".as_ref(), "400".as_ref()])
+        .args([
+            "run".as_ref(),
+            demo().as_os_str(),
+            "-p".as_ref(),
+            "In".as_ref(),
+            "-n".as_ref(),
+            "400".as_ref(),
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -96,7 +123,10 @@ fn a_closed_stdout_ends_quietly() {
 #[test]
 fn inspect() {
     let table = run(args!["inspect", demo(), "--tensors"]).ok().out;
-    assert!(table.contains("5.18 million") && table.contains("model.layers.5.mlp.down_proj.weight"), "{table}");
+    assert!(
+        table.contains("5.18 million") && table.contains("model.layers.5.mlp.down_proj.weight"),
+        "{table}"
+    );
     let json = run(args!["inspect", demo(), "--json"]).ok().json();
     assert_eq!(json["parameters"], 5_180_672);
     assert_eq!(json["bytes"], 10_361_344);

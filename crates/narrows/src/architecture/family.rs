@@ -171,10 +171,8 @@ impl Family {
                     return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
                 };
                 if types.len() != layers {
-                    return Err(config.invalid(
-                        "layer_types",
-                        &format!("{} entries for {layers} layers", types.len()),
-                    ));
+                    return Err(config
+                        .invalid("layer_types", &format!("{} entries for {layers} layers", types.len())));
                 }
                 types
                     .iter()

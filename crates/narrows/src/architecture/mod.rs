@@ -231,7 +231,8 @@ fn refuse_unsupported(config: &Fields) -> Result<()> {
         }
     }
     // Layers of other kinds: a config that names them is not the plain decoder that is computed here.
-    for key in ["no_rope_layers", "num_experts", "num_local_experts", "text_config", "cross_attention_layers"] {
+    for key in ["no_rope_layers", "num_experts", "num_local_experts", "text_config", "cross_attention_layers"]
+    {
         let neutral = match config.get(key) {
             None | Some(Value::Bool(false)) => true,
             Some(Value::Array(list)) => list.is_empty(),

@@ -256,9 +256,8 @@ fn yarn_attention_factor(factor: f64, mscale: f64, mscale_all_dim: f64) -> f64 {
 
 /// The dimensions between which YaRN goes over from extrapolation to interpolation.
 fn yarn_band(theta: f64, dim: usize, trained: usize, fast: f64, slow: f64, truncate: bool) -> (f32, f32) {
-    let dimension = |rotations: f64| {
-        dim as f64 * (trained as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
-    };
+    let dimension =
+        |rotations: f64| dim as f64 * (trained as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (dimension(fast), dimension(slow));
     if truncate {
         (low, high) = (low.floor(), high.ceil());

@@ -56,7 +56,8 @@ fn defaults_are_those_of_the_family() {
 #[test]
 fn windows_by_layer() {
     let window = |changes: Value| {
-        let mut config = with(json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8}));
+        let mut config =
+            with(json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8}));
         config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         parse(&config).map(|a| a.windows)
     };
@@ -64,7 +65,9 @@ fn windows_by_layer() {
     let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
     assert_eq!(window(json!({"layer_types": types})).unwrap(), [Some(8), None, Some(8)]);
     assert!(window(json!({"layer_types": ["full_attention"]})).is_err());
-    assert!(window(json!({"layer_types": ["full_attention", "linear_attention", "full_attention"]})).is_err());
+    assert!(
+        window(json!({"layer_types": ["full_attention", "linear_attention", "full_attention"]})).is_err()
+    );
     assert!(window(json!({"layer_types": types, "use_sliding_window": false})).is_err());
 }
 
@@ -72,8 +75,7 @@ fn windows_by_layer() {
 fn both_styles_of_rope() {
     let scaling = json!({"type": "linear", "factor": 4.0});
     let v4 = parse(&with(json!({"rope_theta": 5e5, "rope_scaling": scaling}))).unwrap();
-    let v5 =
-        json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}});
+    let v5 = json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}});
     let v5 = parse(&with(v5)).unwrap();
     assert_eq!(v4.rope, v5.rope);
     assert_eq!(v4.max_positions, Some(1024));
@@ -98,7 +100,10 @@ fn refused_by_name() {
         (json!({"rope_scaling": {"rope_type": "linear"}}), "factor"),
         (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}), "rotary"),
         (json!({"rope_scaling": {"rope_type": "dynamic", "factor": -3.0}}), "rotary"),
-        (json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}), "partial_rotary"),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+            "partial_rotary",
+        ),
         (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "full_attention"),
         (json!({"rope_theta": -1.0}), "rotary"),
         (json!({"final_logit_softcapping": 30.0}), "final_logit_softcapping"),

@@ -109,8 +109,9 @@ impl ChatTemplate {
         environment.add_function("strftime_now", move |format: String| -> std::result::Result<String, _> {
             let mut text = String::new();
             let items = chrono::format::StrftimeItems::new(&format);
-            std::fmt::Write::write_fmt(&mut text, format_args!("{}", now.format_with_items(items)))
-                .map_err(|_| minijinja::Error::new(ErrorKind::InvalidOperation, "strftime_now: bad format"))?;
+            std::fmt::Write::write_fmt(&mut text, format_args!("{}", now.format_with_items(items))).map_err(
+                |_| minijinja::Error::new(ErrorKind::InvalidOperation, "strftime_now: bad format"),
+            )?;
             Ok(text)
         });
         // The caller's variables win over special tokens, and what a chat is made of wins over both.
@@ -165,10 +166,14 @@ fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, miniji
         Some(n) => {
             let spaces = " ".repeat(n);
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(fail)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+                .map_err(fail)?;
         }
         None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonSpacing)).map_err(fail)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonSpacing))
+                .map_err(fail)?;
         }
     }
     String::from_utf8(out).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))
@@ -177,11 +182,19 @@ fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, miniji
 struct PythonSpacing;
 
 impl serde_json::ser::Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 

@@ -37,8 +37,8 @@ impl Text {
             };
             return Err(Error::Missing { path, what: what.to_owned() });
         };
-        let tokenizer =
-            Tokenizer::from_bytes(bytes).map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
+        let tokenizer = Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
         let chat = ChatTemplate::read(dir)?;
         let eos_token = match json::Fields::read_optional(&dir.join("tokenizer_config.json"))? {
             Some(config) => chat::special_token(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t)),

@@ -1,8 +1,10 @@
-//! Sizes in bytes.
+//! Sizes in bytes: the one word that all crates of narrows share.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,44 @@ impl Sum for Bytes {
     }
 }
 
+/// A text that is no size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseBytesError(String);
+
+impl fmt::Display for ParseBytesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not a size such as 600M, 1.5G (MiB, GiB) or 4GB (decimal)", self.0)
+    }
+}
+
+impl std::error::Error for ParseBytesError {}
+
+/// Reads a number with a unit: `K`, `M`, `G`, `T` (and `KiB` ...) are powers of 1024, `KB`, `MB` ... powers of
+/// 1000, none and `B` are bytes.
+impl FromStr for Bytes {
+    type Err = ParseBytesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || ParseBytesError(text.to_owned());
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let unit: f64 = match unit {
+            "" | "B" => 1.0,
+            "K" | "KiB" => 1024.0,
+            "M" | "MiB" => 1024_f64.powi(2),
+            "G" | "GiB" => 1024_f64.powi(3),
+            "T" | "TiB" => 1024_f64.powi(4),
+            "KB" => 1e3,
+            "MB" => 1e6,
+            "GB" => 1e9,
+            "TB" => 1e12,
+            _ => return Err(error()),
+        };
+        let bytes = number.parse::<f64>().map_err(|_| error())? * unit;
+        if bytes.is_finite() && bytes < u64::MAX as f64 { Ok(Self(bytes as u64)) } else { Err(error()) }
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -71,6 +111,23 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("600M", 600 << 20),
+            ("1.5GiB", 3 << 29),
+            ("4GB", 4_000_000_000),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)));
+        }
+        for text in ["", "lots", "-5G", "12Q", "1.2.3M", "G", "1 G", "99999999999999T", "."] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn binary_units() {
