@@ -1,4 +1,5 @@
 //! Chat templates render as Hugging Face transformers renders them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

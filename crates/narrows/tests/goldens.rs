@@ -1,4 +1,5 @@
 //! What Hugging Face transformers answers for the checkpoints in `tests/data`, reproduced.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

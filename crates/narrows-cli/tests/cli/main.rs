@@ -1,4 +1,5 @@
 //! The program as a user meets it: what it prints where, exit codes, bad input, interrupted packs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod bad_input;
 mod harness;

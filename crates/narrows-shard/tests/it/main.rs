@@ -4,6 +4,5 @@
 
 mod common;
 #[cfg(unix)]
-mod killing;
 mod packing;
 mod reading;
