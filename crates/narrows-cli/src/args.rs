@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Logits(Logits),
     /// Measure the perplexity of a text by strided windows.
     Eval(Eval),
+    /// Write a checkpoint of a well-known shape with random weights, to measure with.
+    Synth(Synth),
 }
 
 /// Model, memory and device: the same for every command that computes.
@@ -191,6 +193,22 @@ pub(crate) struct Eval {
     /// Tokens by which windows advance [default: half a window].
     #[arg(long, value_name = "S")]
     pub(crate) stride: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Synth {
+    /// The shape.
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(narrows::Synth::names()))]
+    pub(crate) shape: String,
+    /// The directory to write; it must be empty or not exist.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Layers, in place of the shape's own.
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<usize>,
+    /// Where the random numbers start.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 fn context(text: &str) -> Result<narrows::Context, String> {

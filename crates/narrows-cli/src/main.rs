@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::verify(&output, &args),
         Command::Logits(args) => commands::logits::logits(&output, &args),
         Command::Eval(args) => commands::eval::eval(&output, &args),
+        Command::Synth(args) => commands::synth::synth(&output, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

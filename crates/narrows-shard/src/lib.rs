@@ -34,6 +34,8 @@ pub use files::{Reader, Tensor, WeightFile, WeightFiles};
 pub use header::{FILLER_PREFIX, Header, parse_header};
 pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
 pub use narrows_bytes::Bytes;
-pub use pack::{Layout, PackOptions, PackReport, Progress, ShardLayout, Step, open_source, pack};
+pub use pack::{
+    Layout, PackOptions, PackReport, Progress, ShardLayout, Step, available_space, open_source, pack,
+};
 pub use safetensors::Dtype;
 pub use verify::{VerifyReport, verify};

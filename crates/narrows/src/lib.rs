@@ -36,6 +36,7 @@ mod model;
 mod perplexity;
 mod sampling;
 mod sequence;
+mod synth;
 mod text;
 mod weights;
 
@@ -47,4 +48,5 @@ pub use model::Model;
 pub use narrows_shard::{Bytes, Encoding};
 pub use perplexity::Perplexity;
 pub use sampling::{GenerationDefaults, Sampling};
+pub use synth::Synth;
 pub use text::{ChatOptions, ChatTemplate, Message, Text};

@@ -6,6 +6,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod pack;
 pub(crate) mod run;
+pub(crate) mod synth;
 pub(crate) mod verify;
 
 use narrows::{Bytes, Engine, Model};

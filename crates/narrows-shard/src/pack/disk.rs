@@ -45,16 +45,24 @@ pub(crate) trait Disk {
 
     /// What the file system at `dir` has left for us; `None` if it cannot say.
     fn available(&self, dir: &Path) -> io::Result<Option<Bytes>> {
-        #[cfg(unix)]
-        {
-            let stat = rustix::fs::statvfs(dir)?;
-            Ok(Some(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize))))
-        }
-        #[cfg(not(unix))]
-        {
-            let _ = dir;
-            Ok(None)
-        }
+        available_space(dir)
+    }
+}
+
+/// What the file system at `dir` has left for us; `None` if it cannot say.
+///
+/// # Errors
+/// The system cannot look at `dir`.
+pub fn available_space(dir: &Path) -> io::Result<Option<Bytes>> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(Some(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize))))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        Ok(None)
     }
 }
 

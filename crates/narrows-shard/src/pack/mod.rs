@@ -24,6 +24,7 @@ use crate::verify::{require_size, verify_file};
 use crate::{Bytes, Error, MANIFEST, Manifest, PackedFile, SourceFile, WeightFiles};
 
 use copy::Copier;
+pub use disk::available_space;
 use disk::{Disk, RealDisk};
 pub(crate) use journal::Journal;
 pub(crate) use meter::Meter;
