@@ -1,0 +1,285 @@
+//! The plan: a pure function from tiles, budget and speeds to what stays in memory and how fast a pass will be.
+
+use crate::residency::{self, Weight};
+use crate::{Bytes, Error, Tile, TileId};
+
+/// What regions of the arena are aligned to, and so the grain of what a tile takes in memory.
+const REGION_ALIGN: u64 = 4096;
+
+/// Slots made unasked hold about this much: enough for the tile in use and deep reads behind it.
+const DEFAULT_SLOT_BYTES: u64 = 64 << 20;
+
+/// How many slots are made unasked: few where tiles are big, never so many that they are mere bookkeeping.
+const DEFAULT_SLOTS: std::ops::RangeInclusive<u64> = 4..=16;
+
+/// Below this many slots, reading and computing could not overlap.
+const FEWEST_SLOTS: u64 = 2;
+
+/// What a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// All tiles; those that are not demanded stand in the order in which a pass walks them.
+    pub tiles: &'a [Tile],
+    /// The hard cap on host memory for all of it together.
+    pub budget: Bytes,
+    /// What else lives in the budget: KV cache, activations, tokenizer ...
+    pub needs: &'a [Need],
+    /// How many tiles can be on their way at a time.
+    pub slots: Slots,
+    /// How many demanded tiles can be on their way at a time; unused where no tile is demanded.
+    pub demand_slots: usize,
+    /// What a pass reads from disk besides the walked tiles: rows of an embedding, demanded tiles as expected.
+    pub extra_per_pass: Bytes,
+    /// How fast the disk reads.
+    pub disk: Speed,
+    /// How fast weights are computed on, once in memory.
+    pub compute: Speed,
+}
+
+/// Memory taken, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// What takes it, as the user is to read it: `KV cache`.
+    pub what: String,
+    /// How much it takes.
+    pub bytes: Bytes,
+}
+
+impl Need {
+    /// So many bytes for that.
+    pub fn new(what: impl Into<String>, bytes: Bytes) -> Self {
+        Self { what: what.into(), bytes }
+    }
+}
+
+/// How many slots streamed tiles pass through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Slots {
+    /// About 64 MiB of them, 4 to 16; fewer, but at least two, in a budget that holds no more.
+    #[default]
+    Auto,
+    /// As many as that, or as there are tiles. One is enough to be correct, two to overlap.
+    Exactly(usize),
+}
+
+/// A speed and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Bytes of weights per second.
+    pub bytes_per_second: f64,
+    /// Whether it was measured on this machine, or is a guess.
+    pub measured: bool,
+}
+
+impl Speed {
+    /// A speed that was measured here.
+    #[must_use]
+    pub const fn measured(bytes_per_second: f64) -> Self {
+        Self { bytes_per_second, measured: true }
+    }
+
+    /// A speed that is a guess.
+    #[must_use]
+    pub const fn assumed(bytes_per_second: f64) -> Self {
+        Self { bytes_per_second, measured: false }
+    }
+
+    fn seconds(self, bytes: Bytes) -> f64 {
+        if bytes == Bytes(0) { 0.0 } else { bytes.get() as f64 / self.bytes_per_second }
+    }
+}
+
+/// Where a tile lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory, from the first pass on.
+    Resident,
+    /// On disk, read in each pass.
+    Streamed,
+    /// On disk, read when asked for.
+    Demanded,
+}
+
+/// The stage that a pass waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Reading takes longer than computing.
+    Disk,
+    /// Computing takes longer than reading.
+    Compute,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Disk => "disk",
+            Self::Compute => "compute",
+        })
+    }
+}
+
+/// What stays, what streams, what it takes and how fast it will be.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Each tile and where it lives, by its number.
+    pub tiles: Vec<(Tile, Place)>,
+    /// The slots that streamed tiles pass through: none where nothing streams.
+    pub slots: usize,
+    /// The size of each of these slots: the biggest streamed tile's capacity, rounded up to the grain of memory.
+    pub slot_capacity: Bytes,
+    /// The slots that demanded tiles pass through.
+    pub demand_slots: usize,
+    /// The size of each of these.
+    pub demand_slot_capacity: Bytes,
+    /// The payload of the resident tiles.
+    pub resident: Bytes,
+    /// The payload that a pass walks, resident or not.
+    pub walked: Bytes,
+    /// What the stream allocates: resident tiles, slots and demand slots.
+    pub arena: Bytes,
+    /// What everything takes, by name; the sum is at most the budget.
+    pub needs: Vec<Need>,
+    /// The smallest budget that works.
+    pub minimum: Bytes,
+    /// The smallest budget in which nothing that is walked need stream.
+    pub all_resident_at: Bytes,
+    /// What a pass reads from disk, once the resident tiles are there.
+    pub disk_bytes_per_pass: Bytes,
+    /// How long reading that takes.
+    pub disk_seconds: f64,
+    /// How long computing on all weights takes.
+    pub compute_seconds: f64,
+    /// The stage that takes longer.
+    pub bound: Bound,
+}
+
+impl Plan {
+    /// The predicted time of a pass: stages overlap, so the longer of them.
+    #[must_use]
+    pub fn seconds_per_pass(&self) -> f64 {
+        self.disk_seconds.max(self.compute_seconds)
+    }
+
+    /// What everything takes together: at most the budget.
+    #[must_use]
+    pub fn total(&self) -> Bytes {
+        self.needs.iter().map(|need| need.bytes).sum()
+    }
+
+    /// Whether nothing that is walked streams.
+    #[must_use]
+    pub const fn all_resident(&self) -> bool {
+        self.slots == 0
+    }
+
+    /// The tiles of a pass, in order.
+    pub fn walk(&self) -> impl Iterator<Item = TileId> {
+        (0..).map(TileId).zip(&self.tiles).filter(|(_, (tile, _))| !tile.demanded).map(|(id, _)| id)
+    }
+}
+
+/// Decides which tiles stay in the budget, and predicts what a pass takes.
+///
+/// Slots come first, then residency: with few slots the disk is not at its speed, and each resident tile saves the
+/// same time wherever it is. More budget never predicts a longer pass.
+///
+/// # Errors
+/// [`Error::BudgetTooSmall`], with the smallest budget that works; [`Error::NoSlots`].
+pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
+    if request.slots == Slots::Exactly(0) {
+        return Err(Error::NoSlots);
+    }
+    let walked: Vec<&Tile> = request.tiles.iter().filter(|tile| !tile.demanded).collect();
+    let demanded: Vec<&Tile> = request.tiles.iter().filter(|tile| tile.demanded).collect();
+    let weights: Vec<Weight> =
+        walked.iter().map(|tile| Weight { region: region(tile).get(), len: tile.len.get() }).collect();
+
+    let all: Bytes = walked.iter().map(|tile| region(tile)).sum();
+    let slot = biggest(walked.iter().copied());
+    let demand_slots = request.demand_slots.max(1).min(demanded.len());
+    let demand_slot = biggest(demanded.iter().copied());
+    let pool = times(demand_slots as u64, demand_slot);
+    let fixed = request.needs.iter().map(|need| need.bytes).sum::<Bytes>() + pool;
+
+    let (fewest, wanted) = slot_counts(request.slots, slot, walked.len() as u64);
+    let least = times(fewest, slot).min(all);
+    let minimum = fixed + least;
+    let needs = |resident: Bytes, slots: Bytes| {
+        let own = [("resident weights", resident), ("slots", slots), ("slots for demanded tiles", pool)];
+        let own = own.into_iter().filter(|(_, bytes)| *bytes > Bytes(0));
+        own.map(|(what, bytes)| Need::new(what, bytes)).chain(request.needs.iter().cloned()).collect()
+    };
+    if request.budget < minimum {
+        return Err(Error::BudgetTooSmall { budget: request.budget, minimum, needs: needs(Bytes(0), least) });
+    }
+
+    let room = request.budget.saturating_sub(fixed);
+    let resident = if all <= room {
+        vec![true; walked.len()]
+    } else {
+        // What does not make another slot makes no tile resident either: a smaller tile kept in its place would go
+        // when the budget grows by enough for the slot, and the pass would take longer.
+        residency::choose(&weights, room.saturating_sub(times(wanted, slot)).get())
+    };
+
+    let streamed = || walked.iter().zip(&resident).filter(|(_, resident)| !**resident).map(|(tile, _)| *tile);
+    let kept = || walked.iter().zip(&resident).filter(|(_, resident)| **resident).map(|(tile, _)| *tile);
+    let affordable = room.get().checked_div(slot.get()).unwrap_or(0);
+    let slots = wanted.min(affordable).max(fewest).min(streamed().count() as u64);
+    let slot_capacity = biggest(streamed());
+    let (resident_regions, slot_bytes) = (kept().map(region).sum(), times(slots, slot_capacity));
+    let walked_len: Bytes = walked.iter().map(|tile| tile.len).sum();
+    let disk_bytes_per_pass = streamed().map(|tile| tile.len).sum::<Bytes>() + request.extra_per_pass;
+    let disk_seconds = request.disk.seconds(disk_bytes_per_pass);
+    let compute_seconds = request.compute.seconds(walked_len + request.extra_per_pass);
+
+    let mut places = resident.iter().map(|&kept| if kept { Place::Resident } else { Place::Streamed });
+    let place = |tile: &Tile| match tile.demanded {
+        true => Place::Demanded,
+        false => places.next().unwrap_or(Place::Streamed),
+    };
+    let places: Vec<Place> = request.tiles.iter().map(place).collect();
+    Ok(Plan {
+        tiles: request.tiles.iter().copied().zip(places).collect(),
+        slots: slots as usize,
+        slot_capacity,
+        demand_slots,
+        demand_slot_capacity: demand_slot,
+        resident: kept().map(|tile| tile.len).sum(),
+        walked: walked_len,
+        arena: resident_regions + slot_bytes + pool,
+        needs: needs(resident_regions, slot_bytes),
+        minimum,
+        all_resident_at: fixed + all,
+        disk_bytes_per_pass,
+        disk_seconds,
+        compute_seconds,
+        bound: if disk_seconds > compute_seconds { Bound::Disk } else { Bound::Compute },
+    })
+}
+
+/// The fewest slots that will do, and how many it should be.
+fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
+    match slots {
+        Slots::Exactly(count) => ((count as u64).min(tiles), (count as u64).min(tiles)),
+        Slots::Auto => {
+            let count = DEFAULT_SLOT_BYTES / slot.get().max(1);
+            let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end());
+            (FEWEST_SLOTS.min(tiles), count.min(tiles))
+        }
+    }
+}
+
+/// What a tile takes in memory.
+pub(crate) fn region(tile: &Tile) -> Bytes {
+    Bytes(tile.capacity.max(tile.len).get().div_ceil(REGION_ALIGN).max(1).saturating_mul(REGION_ALIGN))
+}
+
+fn biggest<'a>(tiles: impl Iterator<Item = &'a Tile>) -> Bytes {
+    tiles.map(region).max().unwrap_or(Bytes(0))
+}
+
+fn times(count: u64, bytes: Bytes) -> Bytes {
+    Bytes(bytes.get().saturating_mul(count))
+}

@@ -1,0 +1,26 @@
+//! What is streamed: opaque runs of bytes, by number.
+
+use crate::Bytes;
+
+/// The number of a tile: its place in the list of tiles that the plan was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TileId(pub u32);
+
+impl TileId {
+    /// The number as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Bytes that are moved as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// The payload.
+    pub len: Bytes,
+    /// The memory that its source needs to read it into: the payload, rounded out to blocks.
+    pub capacity: Bytes,
+    /// Whether it is fetched only when asked for by number, instead of being walked in each pass.
+    pub demanded: bool,
+}

@@ -1,0 +1,190 @@
+//! The plan against what it promises.
+
+use narrows_stream::{Bound, Bytes, Error, Need, Place, Plan, Request, Slots, Speed, Tile, plan};
+use proptest::prelude::*;
+
+fn region(tile: &Tile) -> u64 {
+    tile.capacity.get().div_ceil(4096) * 4096
+}
+
+fn tile() -> impl Strategy<Value = Tile> {
+    let len = prop_oneof![4 => 1_u64..100_000, 1 => Just(65_536), 1 => 1_u64..2_000_000];
+    (len, 0_u64..8192, prop::bool::weighted(0.1)).prop_map(|(len, slack, demanded)| Tile {
+        len: Bytes(len),
+        capacity: Bytes(len + slack),
+        demanded,
+    })
+}
+
+fn slots() -> impl Strategy<Value = Slots> {
+    prop_oneof![Just(Slots::Auto), (1_usize..9).prop_map(Slots::Exactly)]
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    tiles: Vec<Tile>,
+    slots: Slots,
+    needs: Vec<Need>,
+    demand_slots: usize,
+    share: f64,
+}
+
+impl Case {
+    fn all(&self) -> u64 {
+        self.tiles.iter().map(region).sum::<u64>() + self.needs.iter().map(|n| n.bytes.get()).sum::<u64>()
+    }
+
+    fn plan(&self, budget: u64) -> Result<Plan, Error> {
+        plan(&Request {
+            tiles: &self.tiles,
+            budget: Bytes(budget),
+            needs: &self.needs,
+            slots: self.slots,
+            demand_slots: self.demand_slots,
+            extra_per_pass: Bytes(1000),
+            disk: Speed::measured(2e9),
+            compute: Speed::assumed(10e9),
+        })
+    }
+
+    fn minimum(&self) -> u64 {
+        match self.plan(0) {
+            Err(Error::BudgetTooSmall { minimum, .. }) => minimum.get(),
+            Ok(plan) => plan.minimum.get(),
+            Err(_) => u64::MAX,
+        }
+    }
+
+    /// A budget between the minimum and a little more than all.
+    fn budget(&self) -> u64 {
+        let (least, most) = (self.minimum(), self.all() * 11 / 10);
+        least + (most.saturating_sub(least) as f64 * self.share) as u64
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let tiles = prop::collection::vec(tile(), 0..120);
+    let needs = prop::collection::vec((0_u64..300_000).prop_map(|n| Need::new("KV cache", Bytes(n))), 0..3);
+    (tiles, slots(), needs, 0_usize..4, 0.0..1.0).prop_map(|(tiles, slots, needs, demand_slots, share)| {
+        Case { tiles, slots, needs, demand_slots, share }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn keeps_its_budget_and_its_books(case in case()) {
+        let budget = case.budget();
+        let plan = case.plan(budget).unwrap();
+        prop_assert!(plan.total().get() <= budget);
+        let own: u64 = plan.needs.iter().filter(|n| n.what != "KV cache").map(|n| n.bytes.get()).sum();
+        prop_assert_eq!(own, plan.arena.get());
+
+        let at = |place| plan.tiles.iter().filter(move |(_, p)| *p == place).map(|(tile, _)| tile);
+        let regions: u64 = at(Place::Resident).map(region).sum();
+        let slots = plan.slots as u64 * plan.slot_capacity.get();
+        let pool = plan.demand_slots as u64 * plan.demand_slot_capacity.get();
+        prop_assert_eq!(plan.arena.get(), regions + slots + pool);
+        prop_assert_eq!(plan.resident, at(Place::Resident).map(|tile| tile.len).sum());
+        prop_assert_eq!(plan.slot_capacity.get(), at(Place::Streamed).map(region).max().unwrap_or(0));
+        prop_assert_eq!(plan.demand_slots == 0, at(Place::Demanded).next().is_none());
+        prop_assert!(at(Place::Demanded).all(|tile| tile.demanded && region(tile) <= plan.demand_slot_capacity.get()));
+        prop_assert_eq!(plan.disk_bytes_per_pass, at(Place::Streamed).map(|tile| tile.len).sum::<Bytes>() + Bytes(1000));
+        prop_assert_eq!(plan.walked, plan.tiles.iter().filter(|(t, _)| !t.demanded).map(|(t, _)| t.len).sum());
+        prop_assert!(plan.walk().all(|id| !plan.tiles[id.index()].0.demanded));
+    }
+
+    #[test]
+    fn the_minimum_is_tight(case in case()) {
+        let minimum = case.minimum();
+        let plan = case.plan(minimum).unwrap();
+        prop_assert_eq!(plan.minimum.get(), minimum);
+        if minimum > 0 {
+            let refused = case.plan(minimum - 1).unwrap_err();
+            let Error::BudgetTooSmall { minimum: told, needs, .. } = refused else { return Err(TestCaseError::fail(refused.to_string())) };
+            prop_assert_eq!(told.get(), minimum);
+            prop_assert_eq!(needs.iter().map(|n| n.bytes).sum::<Bytes>(), told);
+        }
+    }
+
+    #[test]
+    fn everything_fits_or_there_are_slots(case in case()) {
+        let all = case.plan(case.budget()).unwrap().all_resident_at.get();
+        for budget in [case.budget(), all, all.saturating_sub(1).max(case.minimum())] {
+            let plan = case.plan(budget).unwrap();
+            let streams = plan.tiles.iter().any(|(_, place)| *place == Place::Streamed);
+            prop_assert_eq!(streams, plan.slots > 0);
+            prop_assert_eq!(plan.all_resident(), budget >= plan.all_resident_at.get());
+        }
+    }
+
+    #[test]
+    fn more_budget_is_never_slower(case in case(), more in 0_u64..200_000) {
+        let budget = case.budget();
+        let (less, more) = (case.plan(budget).unwrap(), case.plan(budget + more).unwrap());
+        prop_assert!(more.disk_bytes_per_pass <= less.disk_bytes_per_pass);
+        prop_assert!(more.seconds_per_pass() <= less.seconds_per_pass());
+    }
+
+    #[test]
+    fn residency_is_spread_evenly(case in case()) {
+        let plan = case.plan(case.budget()).unwrap();
+        let walk: Vec<_> = plan.walk().map(|id| plan.tiles[id.index()]).collect();
+        let bytes = |of: &[(Tile, Place)], kept: bool| -> f64 {
+            of.iter().filter(|(_, p)| !kept || *p == Place::Resident).map(|(t, _)| region(t) as f64).sum()
+        };
+        let share = bytes(&walk, true) / bytes(&walk, false).max(1.0);
+        let biggest = walk.iter().map(|(t, _)| region(t) as f64).fold(0.0, f64::max);
+        for from in 0..walk.len() {
+            for to in from..=walk.len() {
+                let window = &walk[from..to];
+                let off = bytes(window, true) - share * bytes(window, false);
+                prop_assert!(off.abs() <= 2.0 * biggest, "{from}..{to}: {off} with tiles of {biggest}");
+            }
+        }
+    }
+}
+
+fn uniform(count: usize, slots: Slots, budget: u64) -> Result<Plan, Error> {
+    let tiles = vec![Tile { len: Bytes::mib(8), capacity: Bytes::mib(8), demanded: false }; count];
+    Case { tiles, slots, needs: vec![Need::new("KV cache", Bytes::mib(4))], demand_slots: 1, share: 0.0 }
+        .plan(budget << 20)
+}
+
+#[test]
+fn equal_tiles_fill_the_budget() {
+    // 200 MiB - 4 of KV cache - 8 slots of 8 hold 16 tiles, with 4 MiB to spare.
+    let plan = uniform(100, Slots::Auto, 200).unwrap();
+    assert_eq!((plan.slots, plan.resident, plan.total()), (8, Bytes::mib(128), Bytes::mib(196)));
+    assert_eq!(plan.bound, Bound::Disk);
+    assert_eq!((plan.minimum, plan.all_resident_at), (Bytes::mib(20), Bytes::mib(804)));
+
+    let plan = uniform(100, Slots::Exactly(3), 200).unwrap();
+    assert_eq!((plan.slots, plan.resident), (3, Bytes::mib(168)));
+
+    // Slots before residency, and no more slots than stream.
+    assert_eq!(uniform(100, Slots::Auto, 50).unwrap().slots, 5);
+    let plan = uniform(100, Slots::Auto, 803).unwrap();
+    assert_eq!((plan.slots, plan.resident), (8, Bytes::mib(728)));
+    assert_eq!(uniform(100, Slots::Auto, 804).unwrap().bound, Bound::Compute);
+}
+
+#[test]
+fn a_refusal_says_what_would_do() {
+    let refused = uniform(100, Slots::Auto, 19).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "19.0 MiB of memory is too little; the least that works is 20 MiB (slots 16.0 MiB, KV cache 4.0 MiB)"
+    );
+    assert!(matches!(uniform(1, Slots::Exactly(0), 100), Err(Error::NoSlots)));
+}
+
+#[test]
+fn a_big_model_is_planned_at_once() {
+    // 405B in bf16, cut into tiles of 32 MiB.
+    let tiles = vec![Tile { len: Bytes::mib(32), capacity: Bytes(33 << 20), demanded: false }; 24_000];
+    let case = Case { tiles, slots: Slots::Auto, needs: vec![], demand_slots: 0, share: 0.0 };
+    let plan = case.plan(400 << 30).unwrap();
+    assert!(plan.total() > Bytes((400 << 30) - (33 << 20)));
+}
