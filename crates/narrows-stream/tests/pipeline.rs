@@ -423,6 +423,25 @@ fn demands_are_checked() {
 }
 
 #[test]
+fn demands_that_are_dropped_lose_no_slot() {
+    for demand_slots in 1..4 {
+        within_a_minute(move || {
+            let plan = planned(&Case { demand_slots, ..simple(4, 4, 2, 0.5) });
+            let (source, _) = Nasty::new(&plan, 5, None);
+            let mut stream = start(&plan, source, 0);
+            let mut pass = stream.pass();
+            let ids: Vec<_> = (4..8).map(TileId).collect();
+            for round in 0..100 {
+                let mut demanded = pass.demand(&ids).unwrap();
+                for id in &ids[..round % 4] {
+                    assert_eq!(demanded.next().unwrap().unwrap().bytes(), content(*id, 1000));
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn a_source_that_needs_more_than_planned_is_refused() {
     struct Big(Nasty);
     impl TileSource for Big {
