@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod file_source;
 mod pass;
 mod plan;
 mod reader;
@@ -28,6 +29,7 @@ mod tile;
 mod trace;
 
 pub use error::Error;
+pub use file_source::FileSource;
 pub use narrows_bytes::Bytes;
 pub use pass::{Demanded, Held, Pass};
 pub use plan::{Bound, Need, Place, Plan, Request, Slots, Speed, plan};

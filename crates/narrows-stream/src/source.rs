@@ -11,7 +11,7 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Something that fills slots with tiles, several at a time and in any order.
 ///
-/// One thread owns it. A source of another kind writes to
+/// One thread owns it. For files there is [`FileSource`](crate::FileSource); a source of another kind writes to
 /// the slot with [`Slot::fill_with`].
 pub trait TileSource: Send {
     /// The bytes of memory that a read of this tile needs: its payload and what reading rounds it out to.
