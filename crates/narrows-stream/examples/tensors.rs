@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     show("compute", &stats.compute);
     println!("peak {} of {}", budget.peak(), budget.cap());
     if let Some(path) = trace {
-        stream.write_trace(BufWriter::new(File::create(path)?))?;
+        stream.write_trace(File::create(path)?)?;
     }
     Ok(())
 }

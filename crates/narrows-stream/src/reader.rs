@@ -15,7 +15,7 @@ use crate::{Bytes, Completed, Error, TileId, TileSource};
 const POLL: Duration = Duration::from_millis(1);
 
 /// In the first pass resident tiles need no slot, so nothing else limits how many are in flight.
-const READS_AT_ONCE: usize = 8;
+const READS_AT_ONCE: usize = 16;
 
 /// What the consumer tells the reader. That it is gone, it tells by closing the channel.
 pub(crate) enum Request {

@@ -85,6 +85,6 @@ impl Monitor {
     pub fn write_trace(&self, out: impl io::Write) -> io::Result<()> {
         // A copy, so that a slow disk under the trace does not hold up the stream.
         let events = self.0.trace.as_ref().map(|trace| lock(trace).events()).unwrap_or_default();
-        crate::trace::write(&events, &*self.0.describe, out)
+        crate::trace::write(events, &*self.0.describe, out)
     }
 }

@@ -1,7 +1,7 @@
 //! What happened when, for a viewer.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use narrows_staging::{Budget, Reservation};
@@ -33,6 +33,15 @@ pub(crate) enum Stage {
     Compute,
 }
 
+impl Stage {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Compute => "compute",
+        }
+    }
+}
+
 /// The memory of a trace: the last events, as many as there is room for. See [`Options`](crate::Options).
 #[derive(Debug)]
 pub struct Trace {
@@ -52,10 +61,12 @@ impl Trace {
         Ok(Self { events: VecDeque::with_capacity(events), room: events, _reservation: reservation })
     }
 
-    /// The memory that a trace of so many events takes.
+    /// The memory that it takes to record so many events, and to write them.
     #[must_use]
     pub const fn memory(events: usize) -> Bytes {
-        Bytes((events as u64).saturating_mul(size_of::<Event>() as u64))
+        // The events, a copy of them to write from, and in `write` the reads and the changes in flight, which are
+        // no bigger.
+        Bytes((events as u64).saturating_mul(4 * size_of::<Event>() as u64))
     }
 
     pub(crate) fn record(&mut self, event: Event) {
@@ -72,18 +83,17 @@ impl Trace {
 
 /// Writes events as Chrome's trace format has them, one a line.
 pub(crate) fn write(
-    events: &[Event],
+    mut events: Vec<Event>,
     describe: &dyn Fn(TileId) -> String,
-    mut out: impl io::Write,
+    out: impl io::Write,
 ) -> io::Result<()> {
-    let mut events = events.to_vec();
+    let mut out = io::BufWriter::new(out);
     events.sort_by_key(|event| event.start);
-    let Some(zero) = events.first().map(|event| event.start) else {
-        return out.write_all(b"{\"traceEvents\":[],\"displayTimeUnit\":\"ns\"}\n");
-    };
-    let micros = |at: Instant| at.saturating_duration_since(zero).as_nanos() as f64 / 1e3;
+    let zero = events.first().map(|event| event.start);
+    let micros = |at: Instant| at.saturating_duration_since(zero.unwrap_or(at)).as_nanos() as f64 / 1e3;
 
-    let mut lines = vec![row(COMPUTE_ROW, "compute")];
+    write!(out, "{{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n{}", row(COMPUTE_ROW, "compute"))?;
+    let mut put = |event: Value| write!(out, ",\n{event}");
     let mut lanes: Vec<Instant> = Vec::new();
     let mut reads = HashMap::new();
     let mut in_flight = Vec::new();
@@ -98,29 +108,29 @@ pub(crate) fn write(
                     Some(until) => *until = event.end,
                     None => {
                         lanes.push(event.end);
-                        lines.push(row(FIRST_DISK_ROW + lane, &format!("disk {}", lane + 1)));
+                        put(row(FIRST_DISK_ROW + lane, &format!("disk {}", lane + 1)))?;
                     }
                 }
                 in_flight.extend([
                     (event.start, event.bytes.get() as i64),
                     (event.end, -(event.bytes.get() as i64)),
                 ]);
-                reads.insert(event.read, (FIRST_DISK_ROW + lane, start, end));
+                reads.insert(event.read, (FIRST_DISK_ROW + lane, start));
                 FIRST_DISK_ROW + lane
             }
         };
-        lines.push(json!({
+        put(json!({
             "ph": "X", "pid": 1, "tid": tid, "ts": start, "dur": end - start,
-            "name": describe(event.tile), "cat": match event.stage { Stage::Disk => "disk", Stage::Compute => "compute" },
+            "name": describe(event.tile), "cat": event.stage.name(),
             "args": {"tile": event.tile.0, "pass": event.pass, "bytes": event.bytes.get()},
-        }));
+        }))?;
         // The first use takes the arrow: a resident tile is used again long after its read.
         if event.stage == Stage::Compute
-            && let Some((row, from, _)) = reads.remove(&event.read)
+            && let Some((row, from)) = reads.remove(&event.read)
         {
             // An arrow hangs on the slice that is open at its time, so it starts where the read does.
-            lines.push(arrow("s", row, from, event.read));
-            lines.push(arrow("f", COMPUTE_ROW, start, event.read));
+            put(arrow("s", row, from, event.read))?;
+            put(arrow("f", COMPUTE_ROW, start, event.read))?;
         }
     }
 
@@ -128,17 +138,12 @@ pub(crate) fn write(
     let mut sum = 0;
     for (at, change) in in_flight {
         sum += change;
-        lines.push(json!({
+        put(json!({
             "ph": "C", "pid": 1, "ts": micros(at), "name": "in flight", "args": {"bytes": sum},
-        }));
+        }))?;
     }
 
-    out.write_all(b"{\"traceEvents\":[\n")?;
-    for (i, line) in lines.iter().enumerate() {
-        let comma = if i + 1 < lines.len() { "," } else { "" };
-        writeln!(out, "{line}{comma}")?;
-    }
-    out.write_all(b"],\"displayTimeUnit\":\"ns\"}\n")?;
+    out.write_all(b"\n]}\n")?;
     out.flush()
 }
 
@@ -164,7 +169,7 @@ mod tests {
 
     fn written(events: &[Event]) -> Vec<Value> {
         let mut out = Vec::new();
-        write(events, &|tile| format!("tile \"{}\"", tile.0), &mut out).unwrap();
+        write(events.to_vec(), &|tile| format!("tile \"{}\"", tile.0), &mut out).unwrap();
         let json: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(json["displayTimeUnit"], "ns");
         json["traceEvents"].as_array().unwrap().clone()
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn nothing_is_a_trace_too() {
-        assert!(written(&[]).is_empty());
+        assert_eq!(written(&[]).len(), 1);
     }
 
     #[test]

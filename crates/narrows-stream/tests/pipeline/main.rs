@@ -1,140 +1,21 @@
 //! The pipeline against a source that does its worst.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
+mod nasty;
+
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, Filling, Free, Slot};
 use narrows_stream::{
     Bytes, Completed, Error, Options, Place, Plan, Request, Slots, SourceError, Speed, Stream, Tile, TileId,
-    TileSource, Trace, Waker, plan,
+    TileSource, Trace, plan,
 };
 use proptest::prelude::*;
 
-/// Splitmix64: enough randomness to be nasty with.
-#[derive(Clone)]
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
-
-fn content(tile: TileId, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i as u32).wrapping_mul(31).wrapping_add(tile.0 * 7) as u8).collect()
-}
-
-/// What the source saw, for the test to look at.
-#[derive(Default)]
-struct Log {
-    reads: Vec<TileId>,
-    in_flight: Vec<TileId>,
-    too_many: bool,
-    failed: bool,
-}
-
-struct Nasty {
-    plan: Plan,
-    rng: Rng,
-    pending: Vec<(TileId, Slot<Filling>, Instant)>,
-    /// Fails the read that is the so-manieth to be submitted (false) or completed (true).
-    fail: Option<(usize, bool)>,
-    submitted: usize,
-    completed: usize,
-    /// Set by the waker.
-    woken: Option<Arc<AtomicBool>>,
-    log: Arc<Mutex<Log>>,
-}
-
-impl Nasty {
-    fn new(plan: &Plan, seed: u64, fail: Option<(usize, bool)>) -> (Self, Arc<Mutex<Log>>) {
-        let log = Arc::new(Mutex::new(Log::default()));
-        let woken = seed.is_multiple_of(2).then(Arc::default);
-        let (rng, log2, plan) = (Rng(seed), log.clone(), plan.clone());
-        let pending = Vec::new();
-        (Self { plan, rng, pending, fail, submitted: 0, completed: 0, woken, log }, log2)
-    }
-
-    fn refuse(&self) -> SourceError {
-        self.log.lock().unwrap().failed = true;
-        "input/output error".into()
-    }
-}
-
-impl TileSource for Nasty {
-    fn capacity(&self, tile: TileId) -> usize {
-        self.plan.tiles[tile.index()].0.capacity.get() as usize
-    }
-
-    fn submit(&mut self, tile: TileId, slot: Slot<Filling>) -> Result<(), (SourceError, Slot<Free>)> {
-        self.submitted += 1;
-        if self.fail == Some((self.submitted, false)) {
-            return Err((self.refuse(), slot.abandon()));
-        }
-        let mut log = self.log.lock().unwrap();
-        log.reads.push(tile);
-        log.in_flight.push(tile);
-        let place = |tile: &TileId| self.plan.tiles[tile.index()].1;
-        let count = |at| log.in_flight.iter().filter(|tile| place(tile) == at).count();
-        let over =
-            count(Place::Streamed) > self.plan.slots || count(Place::Demanded) > self.plan.demand_slots;
-        log.too_many |= over;
-        drop(log);
-        self.pending.push((tile, slot, Instant::now()));
-        Ok(())
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> Option<Completed> {
-        let woken = self.woken.as_ref().is_some_and(|woken| woken.swap(false, Ordering::SeqCst));
-        if self.rng.one_in(20) {
-            thread::sleep(Duration::from_millis(1));
-        }
-        if woken || self.pending.is_empty() || timeout.is_some() && self.rng.one_in(3) {
-            return None;
-        }
-        let (tile, slot, submitted) = self.pending.swap_remove(self.rng.below(self.pending.len()));
-        let mut log = self.log.lock().unwrap();
-        let at = log.in_flight.iter().position(|&other| other == tile).unwrap();
-        log.in_flight.swap_remove(at);
-        drop(log);
-        self.completed += 1;
-        let tag = slot.tag();
-        let result = if self.fail == Some((self.completed, true)) {
-            Err((self.refuse(), slot.abandon()))
-        } else {
-            let (tile, len) = (tile, self.plan.tiles[tile.index()].0.len.get() as usize);
-            let slack = slot.capacity() - len;
-            let start = self.rng.below(slack + 1);
-            slot.fill_with(|bytes| {
-                bytes.fill(0xee);
-                bytes[start..start + len].copy_from_slice(&content(tile, len));
-                Ok(start..start + len)
-            })
-        };
-        Some(Completed { result, tag, moved: Bytes(4096), submitted, completed: Instant::now() })
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pending.len()
-    }
-
-    fn waker(&self) -> Option<Waker> {
-        let woken = self.woken.clone()?;
-        Some(Box::new(move || woken.store(true, Ordering::SeqCst)))
-    }
-}
+use self::nasty::{Nasty, Rng, content};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -427,16 +308,25 @@ fn demands_that_are_dropped_lose_no_slot() {
     for demand_slots in 1..4 {
         within_a_minute(move || {
             let plan = planned(&Case { demand_slots, ..simple(4, 4, 2, 0.5) });
-            let (source, _) = Nasty::new(&plan, 5, None);
+            let (source, log) = Nasty::new(&plan, 5, None);
             let mut stream = start(&plan, source, 0);
             let mut pass = stream.pass();
             let ids: Vec<_> = (4..8).map(TileId).collect();
-            for round in 0..100 {
+            let mut take = |count: usize| {
                 let mut demanded = pass.demand(&ids).unwrap();
-                for id in &ids[..round % 4] {
+                for id in &ids[..count] {
                     assert_eq!(demanded.next().unwrap().unwrap().bytes(), content(*id, 1000));
                 }
-            }
+                // Sometimes the rest is on its way already when it is forgotten.
+                thread::sleep(Duration::from_micros(count as u64 % 2 * 300));
+            };
+            let mut rng = Rng(6);
+            (0..100).for_each(|_| take(rng.below(5)));
+            // All slots are back, and all are used.
+            take(4);
+            log.lock().unwrap().most_demanded = 0;
+            take(4);
+            assert_eq!(log.lock().unwrap().most_demanded, demand_slots);
         });
     }
 }
