@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use narrows_bytes::Bytes;
 
@@ -48,4 +49,53 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A file cannot be opened.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Direct I/O was demanded of a file system that has none.
+    #[error("{}: no direct I/O on this file system ({source}); `--io buffered` reads it", path.display())]
+    NoDirect {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A read, rounded out to blocks, is bigger than the slot it is for.
+    #[error("a read of {wanted} does not fit into a slot of {capacity}")]
+    SlotTooSmall {
+        /// The rounded size.
+        wanted: Bytes,
+        /// The size of the slot.
+        capacity: Bytes,
+    },
+    /// A file ends inside the range to be read: it was cut short.
+    #[error("{}: {wanted} bytes at offset {offset} were to be read, but the file ends after {found} of them", path.display())]
+    ShortFile {
+        /// Which file.
+        path: PathBuf,
+        /// Where the range starts.
+        offset: u64,
+        /// How long it is.
+        wanted: u64,
+        /// How much of it there is.
+        found: u64,
+    },
+    /// A read failed.
+    #[error("{}: cannot read at offset {offset}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Where the operation that failed starts.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The threads that read cannot be started.
+    #[error("cannot start the reader threads: {0}")]
+    Threads(io::Error),
 }

@@ -7,6 +7,7 @@
 //! A [`Budget`] is a hard cap. An [`Arena`] is one mapping reserved against it, carved once into
 //! [`Region`]s. A [`Slot`] is a region that holds one tile, and goes round from [`Free`] to [`Filling`] to
 //! [`Ready`] to [`InUse`] and back; the states are types, so that bytes cannot be looked at while they arrive.
+//! A [`Reader`] fills slots from files: io_uring and direct I/O where the system has them, threads where not.
 //!
 //! ```
 //! use narrows_staging::{Arena, ArenaOptions, Budget, Bytes, Slot};
@@ -34,12 +35,14 @@ mod error;
 #[cfg_attr(target_os = "linux", path = "mapping_linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "mapping_portable.rs")]
 mod mapping;
+mod reader;
 mod slot;
 
 pub use arena::{Arena, ArenaOptions, Lock, Region, Warning};
 pub use budget::{Budget, Reservation};
 pub use error::Error;
 pub use narrows_bytes::Bytes;
+pub use reader::{Completion, IoMode, Method, Read, Reader, ReaderOptions, Waker};
 pub use slot::{Filling, Free, InUse, Ready, Slot};
 
 /// What regions are aligned to and ranges of files are rounded out to: the page, and the largest logical

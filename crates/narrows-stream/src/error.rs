@@ -1,6 +1,8 @@
 //! Everything that can go wrong between a plan and the last tile.
 
-use crate::{Bytes, Need};
+use std::io;
+
+use crate::{Bytes, Need, SourceError, TileId};
 
 /// Why a plan or a stream cannot be. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,71 @@ pub enum Error {
     /// A plan was asked for slots by number, and the number is zero.
     #[error("streaming needs at least one slot")]
     NoSlots,
+
+    /// The budget or the arena does not hold what was planned, or the system does not give it.
+    #[error(transparent)]
+    Staging(#[from] narrows_staging::Error),
+
+    /// The source needs more memory for a tile than the plan was told.
+    #[error("{tile}: planned with {planned}, but its source needs {needed}")]
+    Capacity {
+        /// The tile, as its description says.
+        tile: String,
+        /// What the source asks for.
+        needed: Bytes,
+        /// What the plan set aside.
+        planned: Bytes,
+    },
+
+    /// The system gave no thread to read in.
+    #[error("cannot start a thread to read in: {0}")]
+    Thread(io::Error),
+
+    /// A tile could not be read. Ends the stream.
+    #[error("{tile}: {source}")]
+    Read {
+        /// The tile, as its description says.
+        tile: String,
+        /// Why.
+        source: SourceError,
+    },
+
+    /// The source delivered a tile of another length than planned. Ends the stream.
+    #[error("{tile}: {found} were read, not {expected}")]
+    WrongLength {
+        /// The tile, as its description says.
+        tile: String,
+        /// What came.
+        found: Bytes,
+        /// What was planned.
+        expected: Bytes,
+    },
+
+    /// The source completed a read that it was not given: a bug in it. Ends the stream.
+    #[error("a read that nobody asked for was completed (tag {tag})")]
+    UnknownRead {
+        /// The tag that the source gave.
+        tag: u64,
+    },
+
+    /// The source panicked. Ends the stream.
+    #[error("the source of tiles panicked")]
+    Panicked,
+
+    /// An earlier call was told the error that ended the stream.
+    #[error("the stream has ended")]
+    Ended,
+
+    /// All tiles of the pass have been walked.
+    #[error("the pass is over")]
+    PassOver,
+
+    /// A tile was demanded that is walked, or does not exist.
+    #[error("{tile:?} is no tile to demand")]
+    NotDemanded {
+        /// The tile.
+        tile: TileId,
+    },
 }
 
 /// Rounded up, so that a budget typed as it is shown works.

@@ -4,7 +4,7 @@ use crate::residency::{self, Weight};
 use crate::{Bytes, Error, Tile, TileId};
 
 /// What regions of the arena are aligned to, and so the grain of what a tile takes in memory.
-const REGION_ALIGN: u64 = 4096;
+const REGION_ALIGN: u64 = narrows_staging::ALIGNMENT as u64;
 
 /// Slots made unasked hold about this much: enough for the tile in use and deep reads behind it.
 const DEFAULT_SLOT_BYTES: u64 = 64 << 20;

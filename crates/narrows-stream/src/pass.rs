@@ -1,0 +1,189 @@
+//! A walk over the tiles, from the consumer's side.
+
+use std::slice;
+use std::time::Instant;
+
+use narrows_staging::{InUse, Slot};
+
+use crate::stream::Stream;
+use crate::trace::{Event, Stage};
+use crate::{Error, Place, TileId};
+
+/// One walk over all tiles, in order. Dropped early, it leaves out the tiles that it has not come to.
+pub struct Pass<'a> {
+    stream: &'a mut Stream,
+    number: u64,
+    end: u64,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(stream: &'a mut Stream) -> Self {
+        let count = stream.walk.len() as u64;
+        // A pass that was leaked may have left the stream in the middle.
+        let number = stream.position.div_ceil(count.max(1));
+        stream.go_to(number * count);
+        Self { stream, number, end: (number + 1) * count }
+    }
+
+    /// The tile that [`Pass::next`] will give; none at the end.
+    #[must_use]
+    pub fn peek(&self) -> Option<TileId> {
+        self.here().map(|(tile, _)| tile)
+    }
+
+    /// How many tiles are left to walk.
+    #[must_use]
+    pub fn remaining(&self) -> usize {
+        (self.end - self.stream.position) as usize
+    }
+
+    /// Waits for the next tile of the walk.
+    ///
+    /// # Errors
+    /// [`Error::PassOver`] at the end; [`Error::Read`] if this or a later tile could not be read.
+    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from the pass, one at a time")]
+    pub fn next(&mut self) -> Result<Held<'_>, Error> {
+        let (tile, place) = self.here().ok_or(Error::PassOver)?;
+        let step = self.stream.position;
+        let index = tile.index();
+        let slot = self.stream.wait_for(|stream| match place {
+            Place::Resident => stream.resident[index].as_ref().map(|_| None),
+            _ => stream.ahead.remove(&step).map(Some),
+        })?;
+        self.stream.go_to(step + 1);
+        Ok(Held::new(self.stream, tile, self.number, slot))
+    }
+
+    /// Leaves out the next tile: it is not waited for, and not read if there is still time.
+    ///
+    /// # Errors
+    /// [`Error::PassOver`] at the end.
+    pub fn skip(&mut self) -> Result<(), Error> {
+        self.here().ok_or(Error::PassOver)?;
+        self.stream.go_to(self.stream.position + 1);
+        Ok(())
+    }
+
+    /// Fetches demanded tiles, ahead of all that is read for the walk. They come in the order asked, however many
+    /// they are; the same tile may be asked for again.
+    ///
+    /// # Errors
+    /// [`Error::NotDemanded`] for a tile of the walk, or one that does not exist.
+    pub fn demand<'b>(&'b mut self, tiles: &'b [TileId]) -> Result<Demanded<'b>, Error> {
+        let demanded =
+            |tile: &TileId| matches!(self.stream.tiles.get(tile.index()), Some((_, Place::Demanded)));
+        if let Some(&tile) = tiles.iter().find(|tile| !demanded(tile)) {
+            return Err(Error::NotDemanded { tile });
+        }
+        self.stream.demand(tiles);
+        Ok(Demanded { stream: self.stream, pass: self.number, tiles: tiles.iter() })
+    }
+
+    fn here(&self) -> Option<(TileId, Place)> {
+        let step = self.stream.position.checked_sub(self.number * self.stream.walk.len() as u64)?;
+        self.stream.walk.get(step as usize).copied()
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.stream.go_to(self.end);
+        self.stream.shared.meters().passes += 1;
+    }
+}
+
+/// Tiles on demand, one after the other. Dropped early, it forgets the rest.
+pub struct Demanded<'a> {
+    stream: &'a mut Stream,
+    pass: u64,
+    tiles: slice::Iter<'a, TileId>,
+}
+
+impl Demanded<'_> {
+    /// Waits for the next tile in the order asked; none after the last.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if this or another tile could not be read.
+    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from the demand, one at a time")]
+    pub fn next(&mut self) -> Result<Option<Held<'_>>, Error> {
+        let Some(&tile) = self.tiles.next() else { return Ok(None) };
+        let ticket = self.stream.ticket;
+        let slot = self.stream.wait_for(|stream| stream.demanded.remove(&ticket))?;
+        self.stream.ticket += 1;
+        Ok(Some(Held::new(self.stream, tile, self.pass, Some(slot))))
+    }
+}
+
+impl Drop for Demanded<'_> {
+    fn drop(&mut self) {
+        if self.tiles.len() > 0 {
+            self.stream.demand(&[]);
+        }
+    }
+}
+
+/// A tile in memory. Dropping it gives its slot to a tile to come; a resident tile stays.
+pub struct Held<'a> {
+    stream: &'a Stream,
+    tile: TileId,
+    pass: u64,
+    since: Instant,
+    /// None if the tile is resident.
+    slot: Option<Slot<InUse>>,
+}
+
+impl<'a> Held<'a> {
+    fn new(stream: &'a Stream, tile: TileId, pass: u64, slot: Option<Slot<InUse>>) -> Self {
+        let since = Instant::now();
+        stream.shared.meters().compute.begin(since);
+        Self { stream, tile, pass, since, slot }
+    }
+
+    /// Which tile it is.
+    #[must_use]
+    pub const fn tile(&self) -> TileId {
+        self.tile
+    }
+
+    /// Its payload. It may start at any address.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.slot().map_or(&[], Slot::<InUse>::bytes)
+    }
+
+    fn slot(&self) -> Option<&Slot<InUse>> {
+        self.slot.as_ref().or(self.stream.resident[self.tile.index()].as_ref())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let Self { stream, tile, pass, since, .. } = *self;
+        let end = Instant::now();
+        let (len, place) = stream.tiles[tile.index()];
+        let read = self.slot().map_or(0, Slot::<InUse>::tag);
+        if let Some(slot) = self.slot.take() {
+            let slot = slot.release();
+            match place {
+                Place::Demanded => stream.reader.free_demand(slot),
+                _ => stream.reader.free(slot),
+            }
+        }
+        let mut meters = stream.shared.meters();
+        meters.compute.done(len, len, end);
+        meters.compute.idle(end);
+        if place != Place::Resident {
+            meters.streamed += len;
+        }
+        drop(meters);
+        stream.shared.record(Event {
+            stage: Stage::Compute,
+            tile,
+            pass,
+            read,
+            bytes: len,
+            start: since,
+            end,
+        });
+    }
+}

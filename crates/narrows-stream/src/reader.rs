@@ -1,0 +1,229 @@
+//! The thread that owns the source and keeps it busy.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use narrows_staging::{Free, InUse, Slot};
+
+use crate::shared::Shared;
+use crate::trace::{Event, Stage};
+use crate::{Bytes, Completed, Error, TileId, TileSource};
+
+/// How long to wait for a source that cannot be woken, before looking for free slots.
+const POLL: Duration = Duration::from_millis(1);
+
+/// In the first pass resident tiles need no slot, so nothing else limits how many are in flight.
+const READS_AT_ONCE: usize = 16;
+
+/// What the consumer tells the reader. That it is gone, it tells by closing the channel.
+pub(crate) enum Request {
+    /// A slot of the walk is free again.
+    Freed(Slot<Free>),
+    /// A slot for demanded tiles is free again.
+    FreedDemand(Slot<Free>),
+    /// Forget what was demanded before and not begun; read these, each under its ticket.
+    Demand(Vec<(u64, TileId)>),
+}
+
+/// A tile that has arrived.
+pub(crate) struct Delivery {
+    pub(crate) purpose: Purpose,
+    pub(crate) tile: TileId,
+    pub(crate) slot: Slot<InUse>,
+}
+
+/// What a tile was read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To stay.
+    Resident,
+    /// For this step of the walk. Steps count on from pass to pass.
+    Step(u64),
+    /// For a demand.
+    Ticket(u64),
+}
+
+/// A tile of the walk, from the reader's side.
+pub(crate) struct Walked {
+    pub(crate) tile: TileId,
+    pub(crate) home: Home,
+}
+
+/// Where a tile of the walk goes.
+pub(crate) enum Home {
+    /// Into the next free slot, in each pass.
+    Slots,
+    /// Into memory of its own, which is here until the tile is read.
+    Own(Option<Slot<Free>>),
+}
+
+struct Pending {
+    purpose: Purpose,
+    tile: TileId,
+    /// The pass that it is read for.
+    pass: u64,
+}
+
+pub(crate) struct Reader<S> {
+    pub(crate) source: S,
+    pub(crate) walk: Vec<Walked>,
+    /// The payload of every tile, by its number.
+    pub(crate) lens: Vec<Bytes>,
+    pub(crate) slots: Vec<Slot<Free>>,
+    pub(crate) demand_slots: Vec<Slot<Free>>,
+    pub(crate) requests: Receiver<Request>,
+    pub(crate) deliveries: Sender<Result<Delivery, Error>>,
+    pub(crate) shared: Arc<Shared>,
+    /// Whether a request ends a wait of the source.
+    pub(crate) woken: bool,
+    pub(crate) state: State,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// The next step of the walk that may need reading.
+    cursor: u64,
+    demanded: VecDeque<(u64, TileId)>,
+    pending: HashMap<u64, Pending>,
+    next_tag: u64,
+}
+
+impl<S: TileSource> Reader<S> {
+    /// Reads until the consumer is gone or a read has failed.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.serve() {
+            // A consumer that is gone does not want to know.
+            let _ = self.deliveries.send(Err(error));
+        }
+        // What is in flight writes to slots, so they outlive it.
+        while self.source.in_flight() > 0 {
+            let _ = self.source.wait(None);
+        }
+        self.shared.meters().disk.idle(Instant::now());
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            loop {
+                match self.requests.try_recv() {
+                    Ok(request) => self.accept(request),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.submit_demanded()?;
+            let starved = self.submit_walk()?;
+            if self.source.in_flight() > 0 {
+                let timeout = if self.woken { None } else { Some(POLL) };
+                if let Some(completed) = self.source.wait(timeout) {
+                    self.deliver(completed)?;
+                }
+            } else {
+                if starved {
+                    self.shared.meters().disk.stall(Instant::now());
+                }
+                match self.requests.recv() {
+                    Ok(request) => self.accept(request),
+                    Err(_) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, request: Request) {
+        match request {
+            Request::Freed(slot) => self.slots.push(slot),
+            Request::FreedDemand(slot) => self.demand_slots.push(slot),
+            Request::Demand(tiles) => self.state.demanded = tiles.into(),
+        }
+    }
+
+    /// Somebody waits for these, so they go before what is read ahead.
+    fn submit_demanded(&mut self) -> Result<(), Error> {
+        while let Some(&(ticket, tile)) = self.state.demanded.front() {
+            let Some(slot) = self.demand_slots.pop() else { break };
+            self.state.demanded.pop_front();
+            let pass = self.pass_of(self.shared.position());
+            self.submit(Pending { purpose: Purpose::Ticket(ticket), tile, pass }, slot)?;
+        }
+        Ok(())
+    }
+
+    /// Reads ahead as far as there are slots; true if it could go on, had it another slot.
+    fn submit_walk(&mut self) -> Result<bool, Error> {
+        while let Some((step, index)) = self.next_step() {
+            let Walked { tile, home } = &mut self.walk[index];
+            let tile = *tile;
+            let (purpose, slot) = match home {
+                // The tile was not read yet: it would be no step otherwise.
+                Home::Own(slot) if self.source.in_flight() < READS_AT_ONCE => {
+                    (Purpose::Resident, slot.take())
+                }
+                Home::Own(_) => return Ok(false),
+                Home::Slots => (Purpose::Step(step), self.slots.pop()),
+            };
+            let Some(slot) = slot else { return Ok(true) };
+            self.state.cursor = step + 1;
+            let pass = self.pass_of(step);
+            self.submit(Pending { purpose, tile, pass }, slot)?;
+        }
+        Ok(false)
+    }
+
+    /// The next step that needs a read, with its index in the walk; none if all tiles are in memory to stay.
+    fn next_step(&mut self) -> Option<(u64, usize)> {
+        // What the consumer has passed or skipped is not read any more.
+        let from = self.state.cursor.max(self.shared.position());
+        let count = self.walk.len() as u64;
+        let steps = (from..from + count).map(|step| (step, (step % count) as usize));
+        let unread = |home: &Home| matches!(home, Home::Slots | Home::Own(Some(_)));
+        steps.into_iter().find(|&(_, index)| unread(&self.walk[index].home))
+    }
+
+    fn submit(&mut self, pending: Pending, slot: Slot<Free>) -> Result<(), Error> {
+        let tag = self.state.next_tag;
+        self.state.next_tag += 1;
+        // Before the read, so that the disk is never seen moving bytes while idle.
+        self.shared.meters().disk.begin(Instant::now());
+        let tile = pending.tile;
+        self.state.pending.insert(tag, pending);
+        self.source.submit(tile, slot.fill(tag)).map_err(|(source, _)| self.failed(tile, source))
+    }
+
+    fn deliver(&mut self, completed: Completed) -> Result<(), Error> {
+        let Completed { result, tag, moved, submitted, completed } = completed;
+        let idle = self.source.in_flight() == 0;
+        let Some(Pending { purpose, tile, pass }) = self.state.pending.remove(&tag) else {
+            return Err(Error::UnknownRead { tag });
+        };
+        if idle {
+            self.shared.meters().disk.idle(completed);
+        }
+        let slot = result.map_err(|(source, _)| self.failed(tile, source))?.take();
+        let (len, found) = (self.lens[tile.index()], Bytes(slot.bytes().len() as u64));
+        if found != len {
+            return Err(Error::WrongLength { tile: (self.shared.describe)(tile), found, expected: len });
+        }
+        let mut meters = self.shared.meters();
+        meters.disk.done(len, moved, completed);
+        if purpose == Purpose::Resident {
+            meters.resident += len;
+        }
+        drop(meters);
+        let (start, end) = (submitted, completed);
+        self.shared.record(Event { stage: Stage::Disk, tile, pass, read: tag, bytes: moved, start, end });
+        // If the consumer is gone, the next look at its requests ends this.
+        let _ = self.deliveries.send(Ok(Delivery { purpose, tile, slot }));
+        Ok(())
+    }
+
+    fn failed(&self, tile: TileId, source: crate::SourceError) -> Error {
+        Error::Read { tile: (self.shared.describe)(tile), source }
+    }
+
+    fn pass_of(&self, step: u64) -> u64 {
+        step / (self.walk.len() as u64).max(1)
+    }
+}

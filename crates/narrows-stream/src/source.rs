@@ -1,0 +1,56 @@
+//! Where tiles come from.
+
+use std::time::{Duration, Instant};
+
+use narrows_staging::{Filling, Free, Ready, Slot};
+
+use crate::{Bytes, TileId};
+
+/// Why a source could not deliver a tile.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Something that fills slots with tiles, several at a time and in any order.
+///
+/// One thread owns it. For files there is [`FileSource`](crate::FileSource); a source of another kind writes to
+/// the slot with [`Slot::fill_with`].
+pub trait TileSource: Send {
+    /// The bytes of memory that a read of this tile needs: its payload and what reading rounds it out to.
+    fn capacity(&self, tile: TileId) -> usize;
+
+    /// Starts to read `tile` into `slot`, without waiting for it.
+    ///
+    /// # Errors
+    /// What kept the read from starting, with the slot. It ends the stream.
+    fn submit(&mut self, tile: TileId, slot: Slot<Filling>) -> Result<(), (SourceError, Slot<Free>)>;
+
+    /// Waits until a read is complete, for at most `timeout`. None when the time is over, nothing is in flight, or
+    /// the [waker](TileSource::waker) was used.
+    fn wait(&mut self, timeout: Option<Duration>) -> Option<Completed>;
+
+    /// How many reads have been submitted and not yet been returned by [`TileSource::wait`].
+    fn in_flight(&self) -> usize;
+
+    /// What another thread can end a [`TileSource::wait`] with, or make the next one return at once. A source
+    /// without it is waited for a millisecond at a time, as a slot may become free meanwhile.
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
+}
+
+/// Ends a [`TileSource::wait`] from another thread.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// A read that ended.
+#[derive(Debug)]
+pub struct Completed {
+    /// The filled slot; or why not, with the slot. An error ends the stream.
+    pub result: Result<Slot<Ready>, (SourceError, Slot<Free>)>,
+    /// The tag of the slot that was submitted.
+    pub tag: u64,
+    /// What was moved for it: the payload, rounded out.
+    pub moved: Bytes,
+    /// When the read was submitted.
+    pub submitted: Instant,
+    /// When it was complete.
+    pub completed: Instant,
+}

@@ -1,0 +1,275 @@
+//! A stream: the memory that tiles live in and pass through, and the thread that reads them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use narrows_staging::{Arena, Free, InUse, Slot};
+
+use crate::pass::Pass;
+use crate::plan::region;
+use crate::reader::{Delivery, Home, Purpose, Reader, Request, State, Walked};
+use crate::shared::Shared;
+use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Waker};
+
+/// Says what a tile is, for errors and traces: `model.layers.3.mlp.up_proj.weight in model-00001.safetensors`.
+pub type Describe = Arc<dyn Fn(TileId) -> String + Send + Sync>;
+
+/// What a stream can be told besides its plan.
+pub struct Options {
+    /// Names tiles. The default gives their numbers.
+    pub describe: Describe,
+    /// Records what happens, for [`Monitor::write_trace`].
+    pub trace: Option<Trace>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { describe: Arc::new(|tile| format!("tile {}", tile.0)), trace: None }
+    }
+}
+
+/// Delivers the tiles of a plan, pass after pass.
+///
+/// A thread reads ahead for as long as there are free slots, across the end of a pass too: from its start to its
+/// end a stream keeps the disk busy. The first pass reads all tiles in order, and the resident ones stay where they
+/// are read to.
+///
+/// The first read that fails ends the stream: its error is the result of the next call, and each later call gives
+/// [`Error::Ended`]. Dropping the stream at any moment ends it too; it waits for reads in flight, since they write
+/// to memory, but for nothing else.
+pub struct Stream {
+    pub(crate) walk: Vec<(TileId, Place)>,
+    pub(crate) tiles: Vec<(Bytes, Place)>,
+    /// The next step of the walk. Steps count on from pass to pass.
+    pub(crate) position: u64,
+    pub(crate) resident: Vec<Option<Slot<InUse>>>,
+    /// Tiles that arrived before they were asked for, by step and by ticket.
+    pub(crate) ahead: BTreeMap<u64, Slot<InUse>>,
+    pub(crate) demanded: BTreeMap<u64, Slot<InUse>>,
+    /// Tickets below this are wanted by nobody any more.
+    pub(crate) ticket: u64,
+    pub(crate) next_ticket: u64,
+    pub(crate) reader: ToReader,
+    pub(crate) shared: Arc<Shared>,
+    deliveries: Receiver<Result<Delivery, Error>>,
+    ended: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stream {
+    /// Carves the memory of the plan ([`Plan::arena`] bytes) out of the arena and starts to read.
+    ///
+    /// The arena is the caller's, so that a source can make it known to the system before (io_uring pins it).
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if the source needs more memory for a tile than planned, [`Error::Staging`] if the arena
+    /// is too small, [`Error::Thread`].
+    pub fn start(
+        plan: &Plan,
+        arena: &Arena,
+        source: impl TileSource + 'static,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let Options { describe, trace } = options;
+        for (id, (tile, _)) in (0..).map(TileId).zip(&plan.tiles) {
+            let (needed, planned) = (Bytes(source.capacity(id) as u64), region(tile));
+            if needed > planned {
+                return Err(Error::Capacity { tile: describe(id), needed, planned });
+            }
+        }
+
+        let carve = |bytes: Bytes| -> Result<Slot<Free>, Error> {
+            Ok(Slot::new(arena.carve(usize::try_from(bytes.get()).unwrap_or(usize::MAX))?))
+        };
+        let place = |id: TileId| plan.tiles[id.index()];
+        let home = |id: TileId| -> Result<Walked, Error> {
+            let home = match place(id) {
+                (tile, Place::Resident) => Home::Own(Some(carve(region(&tile))?)),
+                _ => Home::Slots,
+            };
+            Ok(Walked { tile: id, home })
+        };
+        let walked = plan.walk().map(home).collect::<Result<_, _>>()?;
+        let slots = (0..plan.slots).map(|_| carve(plan.slot_capacity)).collect::<Result<_, _>>()?;
+        let pool =
+            (0..plan.demand_slots).map(|_| carve(plan.demand_slot_capacity)).collect::<Result<_, _>>()?;
+
+        let shared = Arc::new(Shared::new(describe, trace));
+        let (requests, requested) = crossbeam_channel::unbounded();
+        let (delivered, deliveries) = crossbeam_channel::unbounded();
+        let waker = source.waker();
+        let reader = Reader {
+            woken: waker.is_some(),
+            source,
+            walk: walked,
+            lens: plan.tiles.iter().map(|(tile, _)| tile.len).collect(),
+            slots,
+            demand_slots: pool,
+            requests: requested,
+            deliveries: delivered,
+            shared: shared.clone(),
+            state: State::default(),
+        };
+        let thread = thread::Builder::new().name("narrows-reader".into()).spawn(|| reader.run());
+        Ok(Self {
+            walk: plan.walk().map(|id| (id, place(id).1)).collect(),
+            tiles: plan.tiles.iter().map(|(tile, place)| (tile.len, *place)).collect(),
+            position: 0,
+            resident: plan.tiles.iter().map(|_| None).collect(),
+            ahead: BTreeMap::new(),
+            demanded: BTreeMap::new(),
+            ticket: 0,
+            next_ticket: 0,
+            reader: ToReader { requests: Some(requests), waker },
+            shared,
+            deliveries,
+            ended: false,
+            thread: Some(thread.map_err(Error::Thread)?),
+        })
+    }
+
+    /// Begins a pass: the next walk over all tiles that are not demanded.
+    pub fn pass(&mut self) -> Pass<'_> {
+        Pass::new(self)
+    }
+
+    /// What happened so far. Cheap.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.monitor().stats()
+    }
+
+    /// A window into the stream for other threads, and for after its end.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor(self.shared.clone())
+    }
+
+    /// Writes the trace so far: see [`Monitor::write_trace`].
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_trace(&self, out: impl io::Write) -> io::Result<()> {
+        self.monitor().write_trace(out)
+    }
+
+    /// Waits until `arrived` gives something, and takes what arrives meanwhile.
+    pub(crate) fn wait_for<T>(
+        &mut self,
+        mut arrived: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Result<T, Error> {
+        if self.ended {
+            return Err(Error::Ended);
+        }
+        loop {
+            // All that is here already goes first: slots of tiles that were skipped become free, errors are heard.
+            loop {
+                match self.deliveries.try_recv() {
+                    Ok(delivery) => self.accept(delivery)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Err(self.panicked()),
+                }
+            }
+            if let Some(arrived) = arrived(self) {
+                return Ok(arrived);
+            }
+            self.shared.meters().compute.stall(Instant::now());
+            let delivery = self.deliveries.recv();
+            self.shared.meters().compute.resume(Instant::now());
+            match delivery {
+                Ok(delivery) => self.accept(delivery)?,
+                Err(_) => return Err(self.panicked()),
+            }
+        }
+    }
+
+    fn accept(&mut self, delivery: Result<Delivery, Error>) -> Result<(), Error> {
+        let Delivery { purpose, tile, slot } = delivery.inspect_err(|_| self.ended = true)?;
+        match purpose {
+            Purpose::Resident => self.resident[tile.index()] = Some(slot),
+            Purpose::Step(step) if step < self.position => self.reader.free(slot.release()),
+            Purpose::Step(step) => _ = self.ahead.insert(step, slot),
+            Purpose::Ticket(ticket) if ticket < self.ticket => {
+                self.reader.free_demand(slot.release());
+            }
+            Purpose::Ticket(ticket) => _ = self.demanded.insert(ticket, slot),
+        }
+        Ok(())
+    }
+
+    /// Goes on to a step; what was read for those before it is not wanted any more.
+    pub(crate) fn go_to(&mut self, step: u64) {
+        self.position = step;
+        self.shared.set_position(step);
+        while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() < step) {
+            self.reader.free(entry.remove().release());
+        }
+    }
+
+    /// Asks for tiles, each under the next ticket, and forgets what was asked for before.
+    pub(crate) fn demand(&mut self, tiles: &[TileId]) {
+        self.ticket = self.next_ticket;
+        self.next_ticket += tiles.len() as u64;
+        while let Some((_, slot)) = self.demanded.pop_first() {
+            self.reader.free_demand(slot.release());
+        }
+        self.reader.send(Request::Demand((self.ticket..).zip(tiles.iter().copied()).collect()));
+    }
+
+    /// The thread sends an error before it ends, so if it ended without one, it was by a panic.
+    fn panicked(&mut self) -> Error {
+        self.ended = true;
+        Error::Panicked
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.reader.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the source has been reported as the end of the stream.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The consumer's end of the reader.
+pub(crate) struct ToReader {
+    /// None once it is closed.
+    requests: Option<Sender<Request>>,
+    waker: Option<Waker>,
+}
+
+impl ToReader {
+    /// Tells the reader something. One that has ended needs no telling.
+    pub(crate) fn send(&self, request: Request) {
+        if let Some(requests) = &self.requests
+            && requests.send(request).is_ok()
+        {
+            self.wake();
+        }
+    }
+
+    pub(crate) fn free(&self, slot: Slot<Free>) {
+        self.send(Request::Freed(slot));
+    }
+
+    pub(crate) fn free_demand(&self, slot: Slot<Free>) {
+        self.send(Request::FreedDemand(slot));
+    }
+
+    fn close(&mut self) {
+        self.requests = None;
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &self.waker {
+            wake();
+        }
+    }
+}
