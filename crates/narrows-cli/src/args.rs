@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 done, 1 other failure, 2 usage or an impossible request, 3 model not found, \
-                  4 model invalid or not supported, 5 does not fit in memory, 7 prompt longer than the \
+                  4 model invalid or not supported, 5 does not fit in memory, 6 device, 7 prompt longer than the \
                   context, 9 storage (disk full, I/O error, checksum mismatch), 130 and 143 interrupted."
 )]
 pub(crate) struct Cli {
@@ -47,6 +47,8 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Command {
     /// Continue a prompt, or chat on a terminal.
     Run(Run),
+    /// Predict from a model's headers whether it fits, how fast it will be, and what bounds it.
+    Plan(Plan),
     /// Rewrite a checkpoint as a pack: one checksummed shard per layer, in the order of use.
     Pack(Pack),
     /// Show a model's architecture and where its bytes are.
@@ -78,6 +80,51 @@ pub(crate) struct Compute {
     /// Threads that compute [default: all of the machine's].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// What computes.
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = device)]
+    pub(crate) device: Device,
+    /// Memory for weights, staging, KV cache and activations together, a hard cap: a size (`M` and `G` are MiB
+    /// and GiB), a share of what is available, or `auto` for 80 % of it.
+    #[arg(long, value_name = "SIZE|PERCENT|auto", default_value = "auto", value_parser = ram)]
+    pub(crate) ram: Ram,
+    /// How weights are read.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) io: Io,
+    /// Slots that streamed weights pass through [default: about 64 MiB of them].
+    #[arg(long, value_name = "N")]
+    pub(crate) slots: Option<NonZeroUsize>,
+    /// Size of what is read and computed at a time [default: 8M].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) tile: Option<narrows::Bytes>,
+    /// Write what was read and computed when, as a Chrome trace (opens in ui.perfetto.dev).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ram {
+    Auto,
+    Size(narrows::Bytes),
+    Percent(f64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Io {
+    /// Direct where the file system and the kernel allow it, else buffered.
+    Auto,
+    /// Past the page cache.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+    /// Through mappings, dropped after use.
+    Mmap,
 }
 
 #[derive(Args, Debug)]
@@ -139,6 +186,12 @@ pub(crate) struct SamplingArgs {
     /// Where the random numbers start [default: a new one each time, told in the closing line].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
 }
 
 #[derive(Args, Debug)]
@@ -209,6 +262,39 @@ pub(crate) struct Synth {
     /// Where the random numbers start.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        _ => text
+            .strip_prefix("cuda:")
+            .and_then(|n| n.parse().ok())
+            .map(Device::Cuda)
+            .ok_or_else(|| "not one of auto, cpu, cuda:0, cuda:1 ...".to_owned()),
+    }
+}
+
+fn size(text: &str) -> Result<narrows::Bytes, String> {
+    match text.parse() {
+        Ok(narrows::Bytes(0)) => Err("0 is no size".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn ram(text: &str) -> Result<Ram, String> {
+    if text == "auto" {
+        return Ok(Ram::Auto);
+    }
+    match text.strip_suffix('%') {
+        Some(share) => match share.parse() {
+            Ok(share) if share > 0.0 && share <= 100.0 => Ok(Ram::Percent(share)),
+            _ => Err("not a share of more than 0 and at most 100 %".to_owned()),
+        },
+        None => size(text).map(Ram::Size),
+    }
 }
 
 fn context(text: &str) -> Result<narrows::Context, String> {

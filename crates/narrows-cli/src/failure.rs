@@ -18,10 +18,10 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {what}")]
     Input { path: PathBuf, what: String },
-    #[error(
-        "the model does not fit in memory: weights and KV cache need {needed}, {available} are available"
-    )]
+    #[error("the plan takes {needed} of memory, and this machine has {available} available")]
     DoesNotFit { needed: Bytes, available: Bytes },
+    #[error("{0}")]
+    Device(String),
     #[error("interrupted")]
     Interrupted { code: u8 },
     /// Whoever read the output has gone: nobody is left to tell.
@@ -50,7 +50,8 @@ impl Failure {
             Self::Model(error) => match error {
                 E::Missing { .. } => 3,
                 E::Invalid { .. } | E::Unsupported { .. } => 4,
-                E::OutOfMemory { .. } => 5,
+                E::OutOfMemory { .. } | E::DoesNotFit { .. } => 5,
+                E::Stream(_) | E::Staging(_) => 9,
                 E::PromptTooLong { .. } => 7,
                 E::Read { .. } => 9,
                 E::Request(_) => 2,
@@ -58,6 +59,7 @@ impl Failure {
             },
             Self::Usage(_) | Self::Input { .. } => 2,
             Self::DoesNotFit { .. } => 5,
+            Self::Device(_) => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
             Self::Interrupted { code } => *code,
             Self::StdoutClosed => 0,
@@ -75,9 +77,15 @@ impl Failure {
             Self::Model(narrows::Error::Missing { path, .. }) if path.ends_with("tokenizer.json") => {
                 Some("give token ids with --ids, or add the tokenizer's files to the model".to_owned())
             }
-            Self::DoesNotFit { .. } | Self::Model(narrows::Error::OutOfMemory { .. }) => {
+            Self::Model(narrows::Error::DoesNotFit { minimum, .. }) => Some(format!(
+                "--ram {}M is the smallest that works; a smaller --ctx or --chunk, or --kv-dtype bf16, need less",
+                minimum.get().div_ceil(1 << 20)
+            )),
+            Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
+            Self::Model(narrows::Error::OutOfMemory { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
+            Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
             _ => None,
         }
     }

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let Cli { output, command } = Cli::parse();
     let result = match command {
         Command::Run(args) => commands::run::run(&output, &args),
+        Command::Plan(args) => commands::plan::plan(&output, &args),
         Command::Pack(args) => commands::pack::pack(&output, &args),
         Command::Inspect(args) => commands::inspect::inspect(&output, &args),
         Command::Verify(args) => commands::verify::verify(&output, &args),

@@ -32,6 +32,64 @@ pub(crate) fn say(output: &Output, text: &str) {
     }
 }
 
+/// How progress is shown.
+fn mode(output: &Output) -> ProgressMode {
+    match output.progress {
+        _ if output.quiet => ProgressMode::None,
+        ProgressMode::Auto if std::io::stderr().is_terminal() => ProgressMode::Bar,
+        ProgressMode::Auto => ProgressMode::Plain,
+        mode => mode,
+    }
+}
+
+/// Between lines where progress is no bar.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// A line on stderr that says how far a long pass is; its clones are one line.
+#[derive(Clone)]
+pub(crate) struct StatusLine {
+    bar: Option<ProgressBar>,
+    /// When the last line was printed, where there is no bar.
+    last: Option<Instant>,
+}
+
+impl StatusLine {
+    pub(crate) fn new(output: &Output) -> Self {
+        let bar = || {
+            let bar = ProgressBar::with_draw_target(None, indicatif::ProgressDrawTarget::stderr());
+            bar.set_style(
+                ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar
+        };
+        match mode(output) {
+            ProgressMode::Bar => Self { bar: Some(bar()), last: None },
+            ProgressMode::None => Self { bar: None, last: None },
+            ProgressMode::Auto | ProgressMode::Plain => Self { bar: None, last: Some(Instant::now()) },
+        }
+    }
+
+    /// Shows the line that `text` makes, if it is time.
+    #[allow(clippy::print_stderr)] // Progress is for stderr.
+    pub(crate) fn set(&mut self, text: impl FnOnce() -> String) {
+        match (&self.bar, &mut self.last) {
+            (Some(bar), _) => bar.set_message(text()),
+            (None, Some(last)) if last.elapsed() >= EVERY => {
+                *last = Instant::now();
+                eprintln!("{}", text());
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// Takes the line away.
+    pub(crate) fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// What a progress display counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -55,14 +113,8 @@ pub(crate) enum Progress {
 
 impl Progress {
     pub(crate) fn new(output: &Output, what: &'static str, unit: Unit, total: u64) -> Self {
-        let mode = match output.progress {
-            _ if output.quiet => ProgressMode::None,
-            ProgressMode::Auto if std::io::stderr().is_terminal() => ProgressMode::Bar,
-            ProgressMode::Auto => ProgressMode::Plain,
-            mode => mode,
-        };
         let start = Instant::now();
-        match mode {
+        match mode(output) {
             ProgressMode::Bar => Self::Bar(bar(what, unit, total)),
             ProgressMode::None => Self::None,
             ProgressMode::Auto | ProgressMode::Plain => Self::Plain { what, unit, total, start, last: start },
@@ -72,7 +124,6 @@ impl Progress {
     /// Sets how much is done.
     #[allow(clippy::print_stderr)] // Progress is for stderr.
     pub(crate) fn set(&mut self, done: u64) {
-        const EVERY: Duration = Duration::from_secs(10);
         match self {
             Self::Bar(bar) => bar.set_position(done),
             Self::Plain { what, unit, total, start, last } if last.elapsed() >= EVERY => {

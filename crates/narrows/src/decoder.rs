@@ -7,7 +7,7 @@ use narrows_cpu::{AttentionRow, Cpu};
 use crate::architecture::{Architecture, LayerWeight};
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
-use crate::weights::Weights;
+use crate::weights::{Pass, Weights};
 
 /// Consecutive tokens of one sequence in a step: a chunk of its prompt, or the one token just sampled.
 pub(crate) struct Segment<'a> {
@@ -25,6 +25,7 @@ pub(crate) struct Decoder {
     weights: Weights,
     cpu: Cpu,
     buffers: Buffers,
+    layer_hook: Option<Box<dyn FnMut(usize) + Send>>,
 }
 
 /// Activations of a step of `n` rows. They grow with the largest step and are reused.
@@ -53,7 +54,7 @@ struct Buffers {
 
 impl Decoder {
     pub(crate) fn new(architecture: Architecture, weights: Weights, cpu: Cpu) -> Self {
-        Self { architecture, weights, cpu, buffers: Buffers::default() }
+        Self { architecture, weights, cpu, buffers: Buffers::default(), layer_hook: None }
     }
 
     pub(crate) const fn architecture(&self) -> &Architecture {
@@ -64,22 +65,27 @@ impl Decoder {
         &self.cpu
     }
 
-    pub(crate) const fn bytes_read(&self) -> u64 {
-        self.weights.bytes_read()
+    pub(crate) const fn weights(&self) -> &Weights {
+        &self.weights
     }
 
-    /// Bytes of activations per row of a step, logits included for every row.
-    pub(crate) fn row_bytes(a: &Architecture) -> usize {
-        4 * (3 * a.hidden_size + 2 * a.q_size() + 2 * a.kv_size() + 2 * a.intermediate_size + a.head_dim)
-            + 4 * (a.vocab_size + a.hidden_size)
+    /// Calls `hook(layer)` before each layer of each step.
+    pub(crate) fn on_layer(&mut self, hook: Box<dyn FnMut(usize) + Send>) {
+        self.layer_hook = Some(hook);
+    }
+
+    /// Bytes of activations of a step of `rows` rows of which `wanted` come to logits.
+    pub(crate) fn activation_bytes(a: &Architecture, rows: usize, wanted: usize) -> usize {
+        let row = 3 * a.hidden_size + 2 * a.q_size() + 2 * a.kv_size() + 2 * a.intermediate_size + a.head_dim;
+        4 * row * rows + 4 * a.vocab_size * wanted
     }
 
     /// Computes all rows of `segments` and returns the logits of the wanted ones, `[wanted, vocab]`, in the
     /// order of the segments.
     ///
     /// If it fails, the sequences are as long as before and may be used again.
-    pub(crate) fn step(&mut self, segments: &mut [Segment<'_>]) -> Result<&[f32]> {
-        let Self { architecture: a, weights, cpu, buffers: b } = self;
+    pub(crate) fn step(&mut self, segments: &mut [Segment<'_>]) -> Result<&mut [f32]> {
+        let Self { architecture: a, weights, cpu, buffers: b, layer_hook } = self;
         let mut rows = Vec::new();
         let mut tokens = Vec::new();
         for (index, segment) in segments.iter().enumerate() {
@@ -110,10 +116,14 @@ impl Decoder {
             a.rope.angles(&frequencies, position, &mut b.cos[row.clone()], &mut b.sin[row]);
         }
 
+        let mut pass = weights.pass();
         for layer in 0..a.layers {
-            let pass = Layer { a, weights, cpu, layer };
-            pass.attention(b, &rows, segments)?;
-            pass.mlp(b)?;
+            if let Some(hook) = layer_hook {
+                hook(layer);
+            }
+            let mut layer = Layer { a, pass: &mut pass, cpu, layer };
+            layer.attention(b, &rows, segments)?;
+            layer.mlp(b)?;
         }
         for segment in segments.iter_mut() {
             segment.sequence.advance(segment.tokens.len());
@@ -131,13 +141,11 @@ impl Decoder {
             }
             first += segment.tokens.len();
         }
-        b.logits.resize(wanted * a.vocab_size, 0.0);
-        if wanted > 0 {
-            let (x, normed) = (&b.x[..wanted * hidden], &mut b.normed[..wanted * hidden]);
-            cpu.rms_norm(x, weights.final_norm(), a.norm_eps, normed)?;
-            weights.head(cpu, normed, &mut b.logits)?;
-        }
-        Ok(&b.logits)
+        resize(&mut b.logits, wanted * a.vocab_size);
+        let (x, normed) = (&b.x[..wanted * hidden], &mut b.normed[..wanted * hidden]);
+        cpu.rms_norm(x, pass.final_norm(), a.norm_eps, normed)?;
+        pass.head(cpu, normed, &mut b.logits)?;
+        Ok(&mut b.logits)
     }
 }
 
@@ -156,23 +164,29 @@ impl Buffers {
             (&mut self.cos, a.head_dim / 2),
             (&mut self.sin, a.head_dim / 2),
         ] {
-            buffer.resize(n * width, 0.0);
+            resize(buffer, n * width);
         }
     }
 }
 
+/// Makes a buffer that long without taking more memory than that, as a growing `Vec` otherwise would.
+fn resize(buffer: &mut Vec<f32>, len: usize) {
+    buffer.reserve_exact(len.saturating_sub(buffer.len()));
+    buffer.resize(len, 0.0);
+}
+
 /// A layer being computed.
-struct Layer<'a> {
+struct Layer<'a, 'w> {
     a: &'a Architecture,
-    weights: &'a Weights,
+    pass: &'a mut Pass<'w>,
     cpu: &'a Cpu,
     layer: usize,
 }
 
-impl Layer<'_> {
+impl Layer<'_, '_> {
     /// `x += o_proj(attention(norm(x)))`
     fn attention(
-        &self,
+        &mut self,
         b: &mut Buffers,
         rows: &[(usize, usize)],
         segments: &mut [Segment<'_>],
@@ -183,7 +197,7 @@ impl Layer<'_> {
         self.project(LayerWeight::KProj, LayerWeight::KBias, &b.normed, &mut b.k)?;
         self.project(LayerWeight::VProj, LayerWeight::VBias, &b.normed, &mut b.v)?;
         for (weight, heads) in [(LayerWeight::QNorm, &mut b.q), (LayerWeight::KNorm, &mut b.k)] {
-            if let Some(norm) = self.weights.vector(self.layer, weight) {
+            if let Some(norm) = self.pass.vector(self.layer, weight) {
                 cpu.rms_norm_in_place(heads, norm, a.norm_eps)?;
             }
         }
@@ -210,7 +224,7 @@ impl Layer<'_> {
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn mlp(&self, b: &mut Buffers) -> Result<()> {
+    fn mlp(&mut self, b: &mut Buffers) -> Result<()> {
         self.norm(LayerWeight::MlpNorm, &b.x, &mut b.normed)?;
         self.project(LayerWeight::GateProj, LayerWeight::GateBias, &b.normed, &mut b.gate)?;
         self.project(LayerWeight::UpProj, LayerWeight::UpBias, &b.normed, &mut b.up)?;
@@ -220,13 +234,13 @@ impl Layer<'_> {
     }
 
     fn norm(&self, weight: LayerWeight, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let weight = self.weights.vector(self.layer, weight).unwrap_or_default();
+        let weight = self.pass.vector(self.layer, weight).unwrap_or_default();
         Ok(self.cpu.rms_norm(x, weight, self.a.norm_eps, out)?)
     }
 
-    fn project(&self, weight: LayerWeight, bias: LayerWeight, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.weights.linear(self.cpu, self.layer, weight, x, y)?;
-        if let Some(bias) = self.weights.vector(self.layer, bias) {
+    fn project(&mut self, weight: LayerWeight, bias: LayerWeight, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.pass.linear(self.cpu, self.layer, weight, x, y)?;
+        if let Some(bias) = self.pass.vector(self.layer, bias) {
             self.cpu.add_bias(bias, y)?;
         }
         Ok(())

@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use narrows_cpu::Cpu;
 use narrows_shard::{Bytes, Encoding};
+use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions, Reservation};
+use narrows_stream::{FileSource, Options as StreamOptions, Stream, Trace};
 
 use crate::architecture::Architecture;
 use crate::decoder::{Decoder, Segment};
 use crate::error::{Error, Result};
+use crate::measure;
 use crate::model::Model;
+use crate::plan::{Plan, Settings, Speeds, Workload};
 use crate::sampling::GenerationDefaults;
 use crate::sequence::Sequence;
 use crate::text::Text;
@@ -35,7 +39,18 @@ pub struct EngineBuilder {
     chunk: Option<NonZeroUsize>,
     kv_encoding: Encoding,
     context: Context,
+    ram: Option<Bytes>,
+    io: IoMode,
+    slots: Option<NonZeroUsize>,
+    tile: Option<Bytes>,
+    workload: Workload,
+    speeds: Speeds,
+    text: Option<Arc<Text>>,
+    trace: bool,
 }
+
+/// Events that a trace keeps, the latest: some hundred passes of a small model, some of a large one.
+const TRACE_EVENTS: usize = 1 << 16;
 
 impl EngineBuilder {
     /// Threads that compute; all that the machine has if not set.
@@ -44,7 +59,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Rows that one step computes at most; as many as 256 MiB of activations hold if not set, up to 512.
+    /// Rows that one step computes at most; [`default_chunk`] if not set.
     pub const fn chunk(mut self, rows: Option<NonZeroUsize>) -> Self {
         self.chunk = rows;
         self
@@ -62,46 +77,181 @@ impl EngineBuilder {
         self
     }
 
-    /// Loads the model; `progress` hears the bytes of every tensor read.
+    /// A hard cap on memory for weights, staging, KV cache and activations together; none if not set.
+    pub const fn ram(mut self, budget: Option<Bytes>) -> Self {
+        self.ram = budget;
+        self
+    }
+
+    /// How weights are read.
+    pub const fn io(mut self, io: IoMode) -> Self {
+        self.io = io;
+        self
+    }
+
+    /// Slots that streamed weights pass through; as many as hold about 64 MiB if not set.
+    pub const fn slots(mut self, slots: Option<NonZeroUsize>) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Size of a tile at most; 8 MiB if not set.
+    pub const fn tile(mut self, tile: Option<Bytes>) -> Self {
+        self.tile = tile;
+        self
+    }
+
+    /// The most that will be asked at a time. Memory for it is set aside; a request for more is refused.
+    pub const fn workload(mut self, workload: Workload) -> Self {
+        self.workload = workload;
+        self
+    }
+
+    /// How fast the machine is, for the plan's prediction; nothing else depends on it.
+    pub const fn speeds(mut self, speeds: Speeds) -> Self {
+        self.speeds = speeds;
+        self
+    }
+
+    /// A tokenizer that was read already. Without it, one is read when first asked for.
+    pub fn text(mut self, text: Option<Arc<Text>>) -> Self {
+        self.text = text;
+        self
+    }
+
+    /// Keeps a trace of what is read and computed when.
+    pub const fn trace(mut self, trace: bool) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Rows of a step that the settings come to for `architecture`.
+    #[must_use]
+    pub fn chunk_rows(&self, architecture: &Architecture) -> usize {
+        self.chunk.map_or_else(|| default_chunk(architecture), NonZeroUsize::get)
+    }
+
+    /// Positions that a sequence may have at most, for `architecture`.
+    #[must_use]
+    pub fn max_positions(&self, architecture: &Architecture) -> usize {
+        match self.context {
+            Context::Positions(n) => n,
+            Context::Auto => architecture.max_positions.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Decides from the headers alone where every weight will be, and predicts how long a pass will take.
     ///
     /// # Errors
-    /// A file cannot be read, memory is short, or threads cannot be started.
-    pub fn build(self, model: Model, progress: &mut dyn FnMut(Bytes)) -> Result<Engine> {
+    /// [`Error::DoesNotFit`], with the smallest budget that works.
+    pub fn plan(&self, model: &Model) -> Result<Plan> {
+        let settings = Settings {
+            budget: self.ram.unwrap_or(Bytes(u64::MAX)),
+            workload: self.workload,
+            kv_encoding: self.kv_encoding,
+            tokenizer: self.text.as_ref().map_or(Bytes(0), |text| text.memory()),
+            slots: self.slots.map(NonZeroUsize::get),
+            tile: self.tile,
+            trace: if self.trace { Trace::memory(TRACE_EVENTS) } else { Bytes(0) },
+            speeds: self.speeds,
+        };
+        Plan::new(model, &settings)
+    }
+
+    /// Measures how fast this machine is, for [`EngineBuilder::speeds`]: reads some of the weights if `plan`
+    /// streams any, and multiplies a matrix. Takes less than a second and a quarter of the plan's budget.
+    ///
+    /// # Errors
+    /// The weights cannot be read, or threads cannot be started.
+    pub fn measure(&self, model: &Model, plan: &Plan) -> Result<Speeds> {
+        measure::speeds(model, plan, self.io, &self.cpu()?)
+    }
+
+    /// Plans, and starts to read the weights; they are there when a request needs them.
+    ///
+    /// # Errors
+    /// A file cannot be read, the budget is too small, or threads cannot be started.
+    pub fn build(self, model: Model) -> Result<Engine> {
+        let plan = self.plan(&model)?;
+        let budget = Budget::new(plan.budget);
+        let cpu = self.cpu()?;
+        let defaults = GenerationDefaults::read(model.dir())?;
+        let w = plan.workload;
+        let activations = Decoder::activation_bytes(model.architecture(), w.step_rows, w.wanted_rows);
+        let mut reserved = vec![
+            budget.reserve("activations", Bytes(activations as u64))?,
+            budget.reserve("KV cache", plan.kv)?,
+        ];
+        if let Some(text) = &self.text {
+            reserved.push(budget.reserve("tokenizer", text.memory())?);
+        }
+
+        let tiling = plan.tiling.clone();
+        // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
+        let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
+        let arena = Arena::new(&budget, "weights", plan.stream.arena, options)?;
+        let paths: Vec<_> = model.files().files().iter().map(|file| file.path.clone()).collect();
+        let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
+        let reader = Reader::open(&paths, self.io, options)?;
+        let notes = reader.notes().to_vec();
+        let source = FileSource::new(reader, tiling.tiles.iter().map(|tile| tile.read).collect());
+        let names = tiling.clone();
+        let options = StreamOptions {
+            describe: Arc::new(move |tile| names.describe(tile.index())),
+            trace: self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?,
+        };
+        let stream = Stream::start(&plan.stream, &arena, source, options)?;
+        let weights = Weights::new(&model, tiling, stream, &cpu, &budget)?;
+        let decoder = Decoder::new(model.architecture().clone(), weights, cpu);
+        Ok(Engine {
+            chunk: self.chunk_rows(model.architecture()).min(w.step_rows),
+            wanted: w.wanted_rows,
+            kv_budget: Budget::new(plan.kv),
+            model,
+            defaults,
+            decoder,
+            text: self.text,
+            kv_encoding: self.kv_encoding,
+            context: self.context,
+            plan,
+            budget,
+            notes,
+            reserved,
+        })
+    }
+
+    fn cpu(&self) -> Result<Cpu> {
         let threads = match self.threads {
             Some(threads) => threads,
             None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         };
-        let cpu = Cpu::new(threads.get())?;
-        let defaults = GenerationDefaults::read(model.dir())?;
-        let weights = Weights::load(&model, &cpu, progress)?;
-        let chunk = self.chunk.map_or_else(|| default_chunk(model.architecture()), NonZeroUsize::get);
-        let decoder = Decoder::new(model.architecture().clone(), weights, cpu);
-        Ok(Engine {
-            model,
-            defaults,
-            decoder,
-            text: None,
-            chunk,
-            kv_encoding: self.kv_encoding,
-            context: self.context,
-        })
+        Ok(Cpu::new(threads.get())?)
     }
 }
 
+/// Rows of a step unless set otherwise: as many as 256 MiB of activations hold, with logits for each, up to
+/// 512. It depends on the model alone, so that results never depend on a budget.
 fn default_chunk(architecture: &Architecture) -> usize {
     const ACTIVATION_BYTES: usize = 256 << 20;
-    (ACTIVATION_BYTES / Decoder::row_bytes(architecture)).clamp(1, 512)
+    (ACTIVATION_BYTES / Decoder::activation_bytes(architecture, 1, 1)).clamp(1, 512)
 }
 
-/// A loaded model.
+/// A model ready to score and to generate.
 pub struct Engine {
     model: Model,
     defaults: GenerationDefaults,
     pub(crate) decoder: Decoder,
     text: Option<Arc<Text>>,
+    /// Rows of a step at most, and of them with logits.
     pub(crate) chunk: usize,
+    pub(crate) wanted: usize,
     kv_encoding: Encoding,
+    kv_budget: Budget,
     context: Context,
+    plan: Plan,
+    budget: Budget,
+    notes: Vec<String>,
+    reserved: Vec<Reservation>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -111,9 +261,23 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Default settings: all threads, float32 KV cache, the context that a request needs.
-    pub const fn builder() -> EngineBuilder {
-        EngineBuilder { threads: None, chunk: None, kv_encoding: Encoding::F32, context: Context::Auto }
+    /// Default settings: all threads, no cap on memory, float32 KV cache, the context that a request needs, and
+    /// the workload of one sequence of 512 positions.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder {
+            threads: None,
+            chunk: None,
+            kv_encoding: Encoding::F32,
+            context: Context::Auto,
+            ram: None,
+            io: IoMode::Auto,
+            slots: None,
+            tile: None,
+            workload: Workload { sequences: 1, positions: 512, step_rows: 512, wanted_rows: 1 },
+            speeds: Speeds::default(),
+            text: None,
+            trace: false,
+        }
     }
 
     /// The model.
@@ -134,10 +298,53 @@ impl Engine {
         self.decoder.cpu().threads()
     }
 
-    /// Bytes read from the model's files so far.
+    /// Payload read from the model's files so far: tiles, vectors and rows of the embedding.
     #[must_use]
-    pub const fn bytes_read(&self) -> Bytes {
-        Bytes(self.decoder.bytes_read())
+    pub fn bytes_read(&self) -> Bytes {
+        self.stream_stats().disk.bytes + Bytes(self.decoder.weights().bytes_read())
+    }
+
+    /// What the stream of weights has moved, and how long each stage was busy or waited.
+    #[must_use]
+    pub fn stream_stats(&self) -> narrows_stream::Stats {
+        self.decoder.weights().stream().stats()
+    }
+
+    /// A window into the stream of weights for other threads.
+    #[must_use]
+    pub fn monitor(&self) -> narrows_stream::Monitor {
+        self.decoder.weights().stream().monitor()
+    }
+
+    /// The plan.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The most memory that was taken of the budget.
+    #[must_use]
+    pub fn peak_host_bytes(&self) -> Bytes {
+        self.budget.peak()
+    }
+
+    /// What the reader fell back to, and why; a line each.
+    #[must_use]
+    pub fn io_notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Writes the trace as Chrome JSON, if [`EngineBuilder::trace`] asked for one.
+    ///
+    /// # Errors
+    /// `to` cannot be written.
+    pub fn write_trace(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
+        self.decoder.weights().stream().write_trace(to)
+    }
+
+    /// Calls `hook(layer)` before each layer of each pass, for progress displays.
+    pub fn on_layer(&mut self, hook: impl FnMut(usize) + Send + 'static) {
+        self.decoder.on_layer(Box::new(hook));
     }
 
     /// The tokenizer and chat template, read when first asked for: a model runs on token ids without them.
@@ -149,6 +356,7 @@ impl Engine {
             return Ok(Arc::clone(text));
         }
         let text = Arc::new(Text::read(self.model.dir())?);
+        self.reserved.push(self.budget.reserve("tokenizer", text.memory())?);
         self.text = Some(Arc::clone(&text));
         Ok(text)
     }
@@ -185,7 +393,12 @@ impl Engine {
 
     /// An empty sequence of that capacity.
     pub(crate) fn sequence(&self, prompt: usize, new: usize) -> Result<Sequence> {
-        Sequence::new(self.decoder.architecture(), self.kv_encoding, self.capacity(prompt, new))
+        Sequence::new(
+            self.decoder.architecture(),
+            self.kv_encoding,
+            self.capacity(prompt, new),
+            &self.kv_budget,
+        )
     }
 
     /// Computes the logits of whole sequences and hands those of `wanted` positions to `each`, in order:
@@ -220,14 +433,18 @@ impl Engine {
             if active.is_empty() {
                 return Ok(());
             }
-            let mut room = self.chunk;
+            let (mut room, mut wanted_room) = (self.chunk, self.wanted);
             let mut told = Vec::new();
             let mut segments = Vec::new();
             for (index, input, sequence) in &mut active {
                 let start = sequence.len();
-                let tokens = &input.tokens[start..input.tokens.len().min(start + room)];
+                // No more rows with logits than there is memory for.
+                let first_wanted = input.wanted.start.clamp(start, input.tokens.len());
+                let rows = room.min((first_wanted - start).saturating_add(wanted_room));
+                let tokens = &input.tokens[start..input.tokens.len().min(start + rows)];
                 room -= tokens.len();
                 let wanted = input.wanted.start.max(start)..input.wanted.end.min(start + tokens.len());
+                wanted_room -= wanted.len();
                 told.extend(wanted.clone().map(|position| (*index, position)));
                 let wanted = if wanted.is_empty() { 0..0 } else { wanted.start - start..wanted.end - start };
                 if !tokens.is_empty() {

@@ -12,6 +12,20 @@ pub enum Error {
     /// An operation was refused: a shape does not fit, or threads could not be started.
     #[error(transparent)]
     Cpu(#[from] narrows_cpu::Error),
+    /// Memory was refused by the budget or by the system.
+    #[error(transparent)]
+    Staging(#[from] narrows_staging::Error),
+    /// Weights could not be streamed.
+    #[error(transparent)]
+    Stream(#[from] narrows_stream::Error),
+    /// The model needs more memory than its budget.
+    #[error("the model needs {} of RAM and its budget is {budget}", mib(*minimum))]
+    DoesNotFit {
+        /// The smallest budget that works.
+        minimum: narrows_shard::Bytes,
+        /// The budget.
+        budget: narrows_shard::Bytes,
+    },
     /// A file that a model cannot do without is not there.
     #[error("{path}: {what}")]
     Missing {
@@ -63,6 +77,14 @@ pub enum Error {
         /// How much was asked for.
         needed: narrows_shard::Bytes,
     },
+}
+
+/// A size in whole MiB, or GiB where those are many, rounded up: as a budget it is enough.
+fn mib(bytes: narrows_shard::Bytes) -> String {
+    match bytes.get().div_ceil(1 << 20) {
+        mib if mib < 65_536 => format!("{mib} MiB"),
+        mib => format!("{} GiB", mib.div_ceil(1024)),
+    }
 }
 
 impl Error {

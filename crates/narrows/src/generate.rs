@@ -23,6 +23,29 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// The token ids that the model is given.
+    ///
+    /// # Errors
+    /// It is text and there is no tokenizer, or no chat template for a chat; or they refuse it.
+    pub fn tokens(&self, text: Option<&Text>) -> Result<Vec<u32>> {
+        let need_text = || text.ok_or_else(|| Error::Request("a text prompt needs a tokenizer".to_owned()));
+        match self {
+            Self::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
+            Self::Text(prompt) => need_text()?.encode(prompt, true),
+            Self::Chat(messages, options) => {
+                let text = need_text()?;
+                let template = text
+                    .chat_template()
+                    .ok_or_else(|| Error::Request("the model has no chat template".to_owned()))?;
+                // The template writes the special tokens itself.
+                text.encode(&template.render(messages, options)?, false)
+            }
+            Self::Tokens(tokens) => Ok(tokens.clone()),
+        }
+    }
+}
+
 /// One text to generate.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -197,27 +220,9 @@ impl Engine {
         Session { engine: self, kept: None }
     }
 
-    /// The token ids of a request's prompt.
-    ///
-    /// # Errors
-    /// The model has no tokenizer or chat template, the prompt is empty or too long, or an id is outside
-    /// the vocabulary.
-    pub fn prompt_tokens(&self, request: &Request, text: Option<&Text>) -> Result<Vec<u32>> {
+    fn prompt_tokens(&self, request: &Request, text: Option<&Text>) -> Result<Vec<u32>> {
         request.sampling.check()?;
-        let need_text = || text.ok_or_else(|| Error::Request("a text prompt needs a tokenizer".to_owned()));
-        let tokens = match &request.prompt {
-            Prompt::Text(prompt) if prompt.is_empty() => Vec::new(),
-            Prompt::Text(prompt) => need_text()?.encode(prompt, true)?,
-            Prompt::Chat(messages, options) => {
-                let text = need_text()?;
-                let template = text
-                    .chat_template()
-                    .ok_or_else(|| Error::Request("the model has no chat template".to_owned()))?;
-                // The template writes the special tokens itself.
-                text.encode(&template.render(messages, options)?, false)?
-            }
-            Prompt::Tokens(tokens) => tokens.clone(),
-        };
+        let tokens = request.prompt.tokens(text)?;
         self.check_prompt(&tokens)?;
         Ok(tokens)
     }
@@ -274,18 +279,20 @@ impl Engine {
         let mut stats = Stats::default();
         while running.iter().any(|r| r.finish.is_none()) {
             let pass_start = Instant::now();
-            let mut room = self.chunk;
+            let (mut room, mut wanted) = (self.chunk, self.wanted);
             let mut prompt_rows = 0;
             let mut segments = Vec::new();
             // Of each text in this pass: which one, how many rows, and whether it comes to a new token.
             let mut served = Vec::new();
             for (index, r) in running.iter_mut().enumerate().filter(|(_, r)| r.finish.is_none()) {
-                let rows = r.pending.len().min(room);
-                if rows == 0 {
+                // No more rows with logits than there is memory for.
+                if room == 0 || wanted == 0 {
                     break;
                 }
+                let rows = r.pending.len().min(room);
                 room -= rows;
                 let complete = rows == r.pending.len();
+                wanted -= usize::from(complete);
                 prompt_rows += if r.in_prompt { rows } else { 0 };
                 served.push((index, rows, complete));
                 segments.push(Segment {
@@ -294,7 +301,7 @@ impl Engine {
                     wanted: if complete { rows - 1..rows } else { 0..0 },
                 });
             }
-            let mut logits = self.decoder.step(&mut segments)?.to_vec();
+            let logits = self.decoder.step(&mut segments)?;
             drop(segments);
             stats.passes += 1;
             stats.prompt_tokens += prompt_rows;

@@ -11,7 +11,7 @@
 //!
 //! let model = Model::open("models/demo")?;
 //! println!("{} of weights", model.weight_bytes());
-//! let mut engine = Engine::builder().build(model, &mut |_| ())?;
+//! let mut engine = Engine::builder().build(model)?;
 //! let request = Request::new(Prompt::Text("And the king said unto".to_owned())).max_new_tokens(16);
 //! let done = engine.generate(&[request], |event| {
 //!     print!("{}", event.text);
@@ -32,12 +32,15 @@ mod engine;
 mod error;
 mod generate;
 mod json;
+mod measure;
 mod model;
 mod perplexity;
+mod plan;
 mod sampling;
 mod sequence;
 mod synth;
 mod text;
+mod tiling;
 mod weights;
 
 pub use architecture::{Architecture, LayerWeight, Rope, RopeScaling, Weight, WeightSpec};
@@ -46,7 +49,10 @@ pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};
 pub use model::Model;
 pub use narrows_shard::{Bytes, Encoding};
+pub use narrows_staging::IoMode;
+pub use narrows_stream::{StageStats, Stats as StreamStats};
 pub use perplexity::Perplexity;
+pub use plan::{Plan, Speeds, Workload};
 pub use sampling::{GenerationDefaults, Sampling};
 pub use synth::Synth;
 pub use text::{ChatOptions, ChatTemplate, Message, Text};

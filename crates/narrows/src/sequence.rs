@@ -2,6 +2,7 @@
 
 use narrows_cpu::KvView;
 use narrows_shard::{Bytes, Encoding};
+use narrows_staging::{Budget, Reservation};
 
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
@@ -17,6 +18,8 @@ pub(crate) struct Sequence {
     kv_heads: usize,
     head_dim: usize,
     layers: Vec<LayerCache>,
+    /// The part of the KV budget that the caches take.
+    memory: Reservation,
 }
 
 /// Keys and values of one layer, each `[kv_heads, capacity, head_dim]`: a head's positions lie together.
@@ -28,7 +31,12 @@ struct LayerCache {
 
 impl Sequence {
     /// An empty sequence with room for `capacity` positions.
-    pub(crate) fn new(architecture: &Architecture, encoding: Encoding, capacity: usize) -> Result<Self> {
+    pub(crate) fn new(
+        architecture: &Architecture,
+        encoding: Encoding,
+        capacity: usize,
+        budget: &Budget,
+    ) -> Result<Self> {
         let layers = architecture.layers;
         let mut sequence = Self {
             len: 0,
@@ -38,6 +46,7 @@ impl Sequence {
             kv_heads: architecture.kv_heads,
             head_dim: architecture.head_dim,
             layers: std::iter::repeat_with(LayerCache::default).take(layers).collect(),
+            memory: budget.reserve("KV cache", Bytes(0))?,
         };
         sequence.grow(capacity)?;
         Ok(sequence)
@@ -56,16 +65,16 @@ impl Sequence {
         let buffer = head_bytes.checked_mul(self.kv_heads).and_then(|bytes| bytes.checked_mul(capacity));
         let total = buffer.and_then(|bytes| (bytes as u64).checked_mul(2 * self.layers.len() as u64));
         let buffer = buffer.ok_or_else(|| out_of_memory(None))?;
-        // All of it, before a part of it is taken.
-        Vec::<u8>::new()
-            .try_reserve_exact(total.and_then(|t| usize::try_from(t).ok()).unwrap_or(usize::MAX))
-            .map_err(|_| out_of_memory(total))?;
+        let total = total.ok_or_else(|| out_of_memory(None))?;
+        self.memory
+            .grow(Bytes(total).saturating_sub(self.memory.bytes()))
+            .map_err(|_| out_of_memory(Some(total)))?;
         let (old, new) = (self.capacity * head_bytes, capacity * head_bytes);
         let used = self.len * head_bytes;
         for LayerCache { keys, values } in &mut self.layers {
             for cache in [keys, values] {
                 let mut grown = Vec::new();
-                grown.try_reserve_exact(buffer).map_err(|_| out_of_memory(total))?;
+                grown.try_reserve_exact(buffer).map_err(|_| out_of_memory(Some(total)))?;
                 grown.resize(buffer, 0);
                 for head in 0..self.kv_heads {
                     let from = head * old..head * old + used;

@@ -1,138 +1,162 @@
-//! The weights in memory, as a pass asks for them.
+//! The weights as a pass asks for them: tiles from the stream, vectors and rows of the embedding from here.
 
 use narrows_cpu::{Cpu, Matrix, RowsMut};
-use narrows_shard::{Bytes, Encoding, Reader, Tensor};
+use narrows_shard::{Encoding, Reader};
+use narrows_staging::{Budget, Reservation};
+use narrows_stream::Stream;
 
 use crate::architecture::{LayerWeight, Weight};
 use crate::error::{Error, Result};
 use crate::model::{Located, Model};
+use crate::tiling::{self, Tiling};
 
-/// All weights of a model that a pass walks, and the means to read rows of the embedding table.
+/// All weights of a model.
 pub(crate) struct Weights {
-    layers: Vec<[Option<Held>; LayerWeight::COUNT]>,
+    stream: Stream,
+    tiling: Tiling,
+    vectors: Vectors,
+    embedding: Embedding,
+}
+
+/// Norms and biases, decoded: they are small, every pass needs all of them, and every operation wants float32.
+struct Vectors {
+    layers: Vec<[Vec<f32>; LayerWeight::COUNT]>,
     final_norm: Vec<f32>,
-    head: Held,
-    embedding: Located,
+    _memory: Reservation,
+}
+
+/// The embedding table, which stays on disk: a step reads the rows of its tokens.
+struct Embedding {
+    table: Located,
     reader: Reader,
     bytes_read: u64,
 }
 
-/// A weight in memory.
-enum Held {
-    /// Bias or norm, decoded.
-    Vector(Vec<f32>),
-    /// As stored.
-    Matrix { encoding: Encoding, rows: usize, cols: usize, bytes: Vec<u8> },
-}
-
 impl Weights {
-    /// Reads all weights; `progress` hears of every tensor's bytes.
-    pub(crate) fn load(model: &Model, cpu: &Cpu, progress: &mut dyn FnMut(Bytes)) -> Result<Self> {
+    /// Reads the vectors and takes over the stream, which is reading the tiles already.
+    pub(crate) fn new(
+        model: &Model,
+        tiling: Tiling,
+        stream: Stream,
+        cpu: &Cpu,
+        budget: &Budget,
+    ) -> Result<Self> {
         let reader = model.reader()?;
-        let mut bytes_read = 0;
-        let mut read = |located: &Located| -> Result<Held> {
-            let bytes = read_tensor(&reader, &located.tensor)?;
-            bytes_read += bytes.len() as u64;
-            progress(Bytes(bytes.len() as u64));
-            Ok(match located.tensor.shape[..] {
-                [rows, cols] => Held::Matrix { encoding: located.encoding, rows, cols, bytes },
-                _ => {
-                    let mut values = vec![0.0; located.tensor.shape.iter().product()];
-                    cpu.decode(located.encoding, &bytes, &mut values)?;
-                    Held::Vector(values)
-                }
-            })
-        };
-        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
+        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { Vec::new() }; LayerWeight::COUNT])
             .take(model.architecture().layers)
             .collect();
         let mut final_norm = Vec::new();
-        for located in model.located() {
+        let is_vector = |located: &&Located| located.tensor.shape.len() == 1;
+        let values: usize =
+            model.located().iter().filter(is_vector).map(|located| located.tensor.shape[0]).sum();
+        let memory = budget.reserve("norms and biases", narrows_shard::Bytes(4 * values as u64))?;
+        let mut bytes_read = 0;
+        for located in model.located().iter().filter(is_vector) {
+            let len = located.tensor.shape[0];
+            let mut bytes = vec![0; row_bytes(located.encoding, len)?];
+            reader.read(&located.tensor, 0, &mut bytes)?;
+            bytes_read += bytes.len() as u64;
+            let mut values = vec![0.0; len];
+            cpu.decode(located.encoding, &bytes, &mut values)?;
             match located.weight {
-                Weight::Embedding | Weight::Head => {}
-                Weight::Layer(layer, weight) => layers[layer][weight as usize] = Some(read(located)?),
-                Weight::FinalNorm => {
-                    if let Held::Vector(values) = read(located)? {
-                        final_norm = values;
-                    }
-                }
+                Weight::Layer(layer, weight) => layers[layer][weight as usize] = values,
+                _ => final_norm = values,
             }
         }
-        let head = read(model.head())?;
-        Ok(Self { layers, final_norm, head, embedding: model.embedding().clone(), reader, bytes_read })
+        Ok(Self {
+            stream,
+            tiling,
+            vectors: Vectors { layers, final_norm, _memory: memory },
+            embedding: Embedding { table: model.embedding().clone(), reader, bytes_read },
+        })
     }
 
-    /// Bytes read from the files so far.
+    /// Payload read outside the stream: vectors, and rows of the embedding.
     pub(crate) const fn bytes_read(&self) -> u64 {
-        self.bytes_read
+        self.embedding.bytes_read
     }
 
-    /// The embeddings of `tokens`, `[tokens, hidden]`, read from the file row by row.
+    pub(crate) const fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The embeddings of `tokens`, `[tokens, hidden]`.
     pub(crate) fn embed(&mut self, cpu: &Cpu, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        let Embedding { table, reader, bytes_read } = &mut self.embedding;
         let hidden = out.len() / tokens.len().max(1);
-        let mut row = vec![0; row_bytes(self.embedding.encoding, hidden)?];
+        let mut row = vec![0; row_bytes(table.encoding, hidden)?];
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
-            self.reader.read(&self.embedding.tensor, u64::from(*token) * row.len() as u64, &mut row)?;
-            self.bytes_read += row.len() as u64;
-            cpu.decode(self.embedding.encoding, &row, out)?;
+            reader.read(&table.tensor, u64::from(*token) * row.len() as u64, &mut row)?;
+            *bytes_read += row.len() as u64;
+            cpu.decode(table.encoding, &row, out)?;
         }
         Ok(())
     }
 
+    /// Begins a walk over all tiles. Matrices must be asked for in their order.
+    pub(crate) fn pass(&mut self) -> Pass<'_> {
+        Pass { tiles: self.stream.pass(), tiling: &self.tiling, vectors: &self.vectors }
+    }
+}
+
+/// One walk over the weights.
+pub(crate) struct Pass<'w> {
+    tiles: narrows_stream::Pass<'w>,
+    tiling: &'w Tiling,
+    vectors: &'w Vectors,
+}
+
+impl<'w> Pass<'w> {
     /// A bias or norm of a layer, if the architecture has it.
-    pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&[f32]> {
-        match &self.layers[layer][weight as usize] {
-            Some(Held::Vector(values)) => Some(values),
-            _ => None,
-        }
+    pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&'w [f32]> {
+        Some(self.vectors.layers[layer][weight as usize].as_slice()).filter(|values| !values.is_empty())
     }
 
     /// The norm before the head.
-    pub(crate) fn final_norm(&self) -> &[f32] {
-        &self.final_norm
+    pub(crate) fn final_norm(&self) -> &'w [f32] {
+        &self.vectors.final_norm
     }
 
     /// `y[i, :] = W x[i, :]` for a matrix of a layer; `x` is `[n, cols]`, `y` is `[n, rows]`.
     pub(crate) fn linear(
-        &self,
+        &mut self,
         cpu: &Cpu,
         layer: usize,
         weight: LayerWeight,
         x: &[f32],
         y: &mut [f32],
     ) -> Result<()> {
-        match &self.layers[layer][weight as usize] {
-            Some(held) => held.linear(cpu, x, y),
+        match &self.tiling.layers[layer][weight as usize] {
+            Some(matrix) => self.multiply(cpu, matrix, x, y),
             None => Ok(()),
         }
     }
 
-    /// `y[i, :] = head x[i, :]`.
-    pub(crate) fn head(&self, cpu: &Cpu, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.head.linear(cpu, x, y)
+    /// `y[i, :] = head x[i, :]`; with no rows the head's tiles are passed over.
+    pub(crate) fn head(&mut self, cpu: &Cpu, x: &[f32], y: &mut [f32]) -> Result<()> {
+        match &self.tiling.head {
+            Some(matrix) => self.multiply(cpu, matrix, x, y),
+            None => Ok(()),
+        }
     }
-}
 
-impl Held {
-    fn linear(&self, cpu: &Cpu, x: &[f32], y: &mut [f32]) -> Result<()> {
-        if let Self::Matrix { encoding, rows, cols, bytes } = self {
-            let matrix = Matrix::new(*encoding, *rows, *cols, bytes)?;
-            cpu.linear(matrix, x, RowsMut::new(y, *rows, 0)?)?;
+    /// Computes tile by tile: rows of the matrix are columns of `y`, so no sum is ever split.
+    fn multiply(&mut self, cpu: &Cpu, matrix: &tiling::Matrix, x: &[f32], y: &mut [f32]) -> Result<()> {
+        for tile in matrix.tiles.clone() {
+            if x.is_empty() {
+                self.tiles.skip()?;
+                continue;
+            }
+            let rows = &self.tiling.tiles[tile].rows;
+            let held = self.tiles.next()?;
+            if held.tile().index() != tile {
+                return Err(Error::Request(format!("tile {} came in place of {tile}", held.tile().index())));
+            }
+            let weights = Matrix::new(matrix.encoding, rows.len(), matrix.cols, held.bytes())?;
+            cpu.linear(weights, x, RowsMut::new(y, matrix.rows, rows.start)?)?;
         }
         Ok(())
     }
-}
-
-/// A tensor's bytes. Its length was checked against the file's, so it is no larger than what is on disk.
-fn read_tensor(reader: &Reader, tensor: &Tensor) -> Result<Vec<u8>> {
-    let needed = tensor.range.end - tensor.range.start;
-    let mut bytes = Vec::new();
-    let out_of_memory = || Error::OutOfMemory { what: "a weight", needed: Bytes(needed) };
-    let len = usize::try_from(needed).map_err(|_| out_of_memory())?;
-    bytes.try_reserve_exact(len).map_err(|_| out_of_memory())?;
-    bytes.resize(len, 0);
-    reader.read(tensor, 0, &mut bytes)?;
-    Ok(bytes)
 }
 
 fn row_bytes(encoding: Encoding, cols: usize) -> Result<usize> {

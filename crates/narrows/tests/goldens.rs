@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Encoding, Engine, EngineBuilder, Error, Model, Prompt, Request, ScoreInput};
+use narrows::{Encoding, Engine, EngineBuilder, Error, Model, Prompt, Request, ScoreInput, Workload};
 use safetensors::SafeTensors;
 
 /// Largest difference of a logit from transformers in float32.
@@ -46,7 +46,8 @@ fn golden(name: &str) -> Golden {
 }
 
 fn engine(dir: &Path, builder: EngineBuilder) -> Engine {
-    builder.build(Model::open(dir).unwrap(), &mut |_| ()).unwrap()
+    let workload = Workload { sequences: 8, positions: 1024, step_rows: 512, wanted_rows: 512 };
+    builder.workload(workload).build(Model::open(dir).unwrap()).unwrap()
 }
 
 /// The logits of every row, all rows in one call.

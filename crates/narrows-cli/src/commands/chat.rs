@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use narrows::{Engine, Message, Prompt, Request};
+use narrows::{Context, Message, Model, Prompt, Request, Text, Workload};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::run::{chat_options, closing_line};
-use crate::args::Output;
+use super::{builder, start};
+use crate::args::{Compute, Output, Run};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::{say, write};
@@ -16,18 +18,27 @@ use crate::output::{say, write};
 /// Tokens of a reply at most, where no flag says.
 pub(super) const MAX_NEW_TOKENS: usize = 1024;
 
+/// Positions of a conversation at most, where `--ctx` does not say and the model has as many.
+const POSITIONS: usize = 8192;
+
 /// Talks until end of input or `/exit`. Ctrl-C ends a reply; at the prompt it ends the conversation.
 pub(super) fn chat(
     output: &Output,
-    engine: &mut Engine,
-    system: Option<&str>,
+    args: &Run,
+    model: Model,
+    text: Option<Arc<Text>>,
     request: impl Fn(Prompt) -> Request,
 ) -> Result<()> {
-    if engine.text()?.chat_template().is_none() {
-        return Err(Failure::Usage(
-            "the model has no chat template; give it a text to continue with -p".to_owned(),
-        ));
-    }
+    let positions = match args.compute.ctx {
+        Context::Positions(n) => n,
+        Context::Auto => model.architecture().max_positions.map_or(POSITIONS, |max| max.min(POSITIONS)),
+    };
+    // Nobody knows how long the conversation will be: memory for all of it is set aside.
+    let compute = Compute { ctx: Context::Positions(positions), ..args.compute.clone() };
+    let chunk = builder(&compute)?.chunk_rows(model.architecture()).min(positions);
+    let workload = Workload { sequences: 1, positions, step_rows: chunk, wanted_rows: 1 };
+    let mut engine = start(output, &compute, model, workload, text)?;
+    let system = args.system.as_deref();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     say(output, "Ctrl-C ends a reply, /clear starts anew, /exit or Ctrl-D leaves.");
     let start: Vec<_> = system.map(|text| Message::new("system", text)).into_iter().collect();

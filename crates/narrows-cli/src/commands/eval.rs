@@ -1,8 +1,11 @@
 //! `narrows eval`
 
+use std::sync::Arc;
+
+use narrows::{Context, Model, Text, Workload};
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, kv_bytes, load};
+use super::{SCHEMA_VERSION, builder, start, write_trace};
 use crate::args::{Eval, Output};
 use crate::failure::{Failure, Result};
 use crate::output::{Progress, Unit, write, write_json};
@@ -20,17 +23,24 @@ struct Report {
 pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let text = std::fs::read_to_string(&args.file)
         .map_err(|source| Failure::File { path: args.file.clone(), source })?;
-    let default_window = |positions: usize| args.window.unwrap_or_else(|| positions.min(2048));
-    let mut engine = load(output, &args.compute, |model| {
-        let positions = model.architecture().max_positions.unwrap_or(usize::MAX);
-        kv_bytes(model, &args.compute, 1, default_window(positions))
-    })?;
-    let window = default_window(engine.max_positions());
+    let model = Model::open(&args.compute.model)?;
+    let tokenizer = Arc::new(Text::read(model.dir())?);
+    let tokens = tokenizer.encode(&text, true)?;
+    let made_for = match args.compute.ctx {
+        Context::Positions(n) => n,
+        Context::Auto => model.architecture().max_positions.unwrap_or(usize::MAX),
+    };
+    let window = args.window.unwrap_or_else(|| made_for.min(2048));
     let stride = args.stride.unwrap_or(window / 2);
-    let tokens = engine.text()?.encode(&text, true)?;
+    let longest = window.min(tokens.len());
+    let windows = 1 + (tokens.len() - longest).div_ceil(stride.max(1));
+    let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
+    let workload = Workload::score(longest, windows.saturating_mul(longest), chunk);
+    let mut engine = start(output, &args.compute, model, workload, Some(tokenizer))?;
     let mut progress = Progress::new(output, "eval", Unit::Tokens, tokens.len().saturating_sub(1) as u64);
     let result = engine.perplexity(&tokens, window, stride, |done| progress.set(done as u64));
     progress.clear();
+    write_trace(&engine, args.compute.trace.as_deref())?;
     let narrows::Perplexity { perplexity, stderr, tokens } = result?;
     if output.json {
         let report = Report { schema_version: SCHEMA_VERSION, perplexity, stderr, tokens, window, stride };

@@ -1,8 +1,8 @@
 //! `narrows logits`
 
-use narrows::{Error, ScoreInput};
+use narrows::{Error, Model, ScoreInput, Workload};
 
-use super::{kv_bytes, load};
+use super::{builder, start, write_trace};
 use crate::args::{Logits, Output};
 use crate::failure::{Failure, Result};
 use crate::output::{Progress, Unit};
@@ -11,7 +11,10 @@ use crate::tensors::{LogitsFile, read_ids};
 pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let ids = read_ids(&args.ids)?;
     let (batch, positions) = (ids.len(), ids[0].len());
-    let mut engine = load(output, &args.compute, |model| kv_bytes(model, &args.compute, 1, positions))?;
+    let model = Model::open(&args.compute.model)?;
+    let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
+    let workload = Workload::score(positions, batch * positions, chunk);
+    let mut engine = start(output, &args.compute, model, workload, None)?;
     let vocab = engine.model().architecture().vocab_size;
     let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 0..positions }).collect();
     let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;
@@ -33,5 +36,6 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
         return Err(Failure::File { path: args.out.clone(), source });
     }
     scored?;
+    write_trace(&engine, args.compute.trace.as_deref())?;
     file.finish()
 }

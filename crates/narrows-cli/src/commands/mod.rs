@@ -1,54 +1,98 @@
-//! One module per command.
+//! One module per command, and what those that compute share.
 
 pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod pack;
+pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod synth;
 pub(crate) mod verify;
 
-use narrows::{Bytes, Engine, Model};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::args::{Compute, Output};
+use narrows::{Bytes, Context, Engine, EngineBuilder, IoMode, Model, Text, Workload};
+
+use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
 use crate::memory;
-use crate::output::{Progress, Unit};
+use crate::output::say;
 
 /// Version of the JSON documents; fields are only added within one.
 const SCHEMA_VERSION: u32 = 1;
 
-/// Opens and loads the model, after making sure that it and `kv` bytes of cache fit in memory.
-fn load(output: &Output, args: &Compute, kv: impl FnOnce(&Model) -> Bytes) -> Result<Engine> {
-    let model = Model::open(&args.model)?;
-    let needed = Bytes(model.pass_bytes().get().saturating_add(kv(&model).get()));
-    if let Some(available) = memory::available()
-        && needed > available
-    {
-        return Err(Failure::DoesNotFit { needed, available });
+/// Share of the available memory that `--ram auto` takes.
+const AUTO_SHARE: f64 = 0.8;
+
+/// Settings of the engine as the flags say.
+fn builder(args: &Compute) -> Result<EngineBuilder> {
+    if let Device::Cuda(n) = args.device {
+        return Err(Failure::Device(format!("--device cuda:{n}: this program was built without CUDA")));
     }
-    let mut progress = Progress::new(output, "loading", Unit::Bytes, model.pass_bytes().get());
-    let mut done = 0;
-    let engine = Engine::builder()
+    let available = memory::available();
+    let share = |share: f64| available.map(|bytes| Bytes((bytes.get() as f64 * share) as u64));
+    let ram = match args.ram {
+        Ram::Size(size) => Some(size),
+        Ram::Percent(percent) => Some(share(percent / 100.0).ok_or_else(|| {
+            Failure::Usage("--ram: nobody knows here how much memory is available; give a size".to_owned())
+        })?),
+        Ram::Auto => share(AUTO_SHARE),
+    };
+    Ok(Engine::builder()
         .threads(args.threads)
         .chunk(args.chunk)
         .kv_encoding(args.kv_dtype)
         .context(args.ctx)
-        .build(model, &mut |bytes| {
-            done += bytes.get();
-            progress.set(done);
-        })?;
-    progress.clear();
+        .ram(ram)
+        .io(match args.io {
+            Io::Auto => IoMode::Auto,
+            Io::Direct => IoMode::Direct,
+            Io::Buffered => IoMode::Buffered,
+            Io::Mmap => IoMode::Mmap,
+        })
+        .slots(args.slots)
+        .tile(args.tile)
+        .trace(args.trace.is_some()))
+}
+
+/// Measures, plans and starts an engine for `workload`, and says on stderr what to expect.
+fn start(
+    output: &Output,
+    args: &Compute,
+    model: Model,
+    workload: Workload,
+    text: Option<Arc<Text>>,
+) -> Result<Engine> {
+    let builder = builder(args)?.workload(workload).text(text);
+    if let Context::Positions(n) = args.ctx
+        && model.architecture().max_positions.is_some_and(|max| n > max)
+    {
+        say(output, &format!("warning: --ctx {n} is beyond what the model was made for; results may suffer"));
+    }
+    let assumed = builder.plan(&model)?;
+    if let Some(available) = memory::available()
+        && assumed.stream.total() > available
+    {
+        return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });
+    }
+    let speeds = builder.measure(&model, &assumed)?;
+    let builder = builder.speeds(speeds);
+    say(output, &plan::line(&model, &builder.plan(&model)?));
+    let engine = builder.build(model)?;
+    for note in engine.io_notes() {
+        say(output, &format!("note: {note}"));
+    }
     Ok(engine)
 }
 
-/// Size of the KV caches of `sequences` sequences of `positions` positions, within the context.
-fn kv_bytes(model: &Model, args: &Compute, sequences: usize, positions: usize) -> Bytes {
-    let a = model.architecture();
-    let positions = match args.ctx {
-        narrows::Context::Positions(n) => positions.min(n),
-        narrows::Context::Auto => positions.min(a.max_positions.unwrap_or(usize::MAX)),
-    };
-    Bytes(a.kv_bytes(args.kv_dtype, positions).get().saturating_mul(sequences as u64))
+/// Writes the trace, if one was asked for.
+fn write_trace(engine: &Engine, path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let failed = |source| Failure::File { path: path.to_owned(), source };
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    engine.write_trace(&mut file).map_err(failed)
 }

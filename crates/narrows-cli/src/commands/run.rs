@@ -3,20 +3,22 @@
 use std::cell::RefCell;
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use narrows::{
-    ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Prompt, Request,
-    Sampling, Stats,
+    ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model, Prompt, Request,
+    Sampling, Stats, Text, Workload,
 };
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, chat, kv_bytes, load};
+use super::{SCHEMA_VERSION, builder, chat, start, write_trace};
 use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::memory;
-use crate::output::{say, write, write_json};
+use crate::output::{StatusLine, say, write, write_json};
 use crate::tensors::read_ids;
 
 /// Where neither a flag nor the model says: little enough that a slow model's first answer comes.
@@ -54,9 +56,36 @@ struct StatsReport {
     wall_seconds: f64,
     /// Decode only; absent where no token came of a pass without prompt.
     seconds_per_token: Option<f64>,
+    predicted_seconds_per_token: f64,
+    bound: String,
     bytes_read: u64,
     peak_rss_bytes: Option<u64>,
+    peak_host_bytes: u64,
     threads: usize,
+    disk: LinkReport,
+    compute: LinkReport,
+}
+
+/// What a stage moved, payload only, and how long it was busy or waited for another.
+#[derive(Serialize)]
+struct LinkReport {
+    bytes: u64,
+    bytes_moved: u64,
+    busy_seconds: f64,
+    stall_seconds: f64,
+    bytes_per_second: f64,
+}
+
+impl LinkReport {
+    fn of(stage: &narrows::StageStats) -> Self {
+        Self {
+            bytes: stage.bytes.get(),
+            bytes_moved: stage.moved.get(),
+            busy_seconds: stage.busy.as_secs_f64(),
+            stall_seconds: stage.stall.as_secs_f64(),
+            bytes_per_second: stage.bytes_per_second(),
+        }
+    }
 }
 
 pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
@@ -72,19 +101,10 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     if matches!(&prompts, Input::Text(text) if text.is_empty()) {
         return Err(Failure::Usage("the prompt is empty".to_owned()));
     }
-    let new = args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
-    let (sequences, longest) = match &prompts {
-        Input::Ids(rows) => (rows.len(), rows[0].len()),
-        // A token has a byte of text or more.
-        Input::Text(text) => (1, text.len()),
-        Input::Chat => (1, 0),
-    };
-    let mut engine = load(output, &args.compute, |model| {
-        // A text's tokens are known once its tokenizer is read; this early only ids can be counted.
-        let positions = if matches!(prompts, Input::Ids(_)) { longest.saturating_add(new) } else { 0 };
-        kv_bytes(model, &args.compute, sequences, positions)
-    })?;
-    let sampling = sampling(&args.sampling, engine.defaults());
+    let model = Model::open(&args.compute.model)?;
+    let defaults = GenerationDefaults::read(model.dir())?;
+    let sampling = sampling(&args.sampling, &defaults);
+    sampling.check()?;
     let request = |prompt, default_new: usize| {
         Request::new(prompt)
             .sampling(sampling.clone())
@@ -92,34 +112,48 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
             .stop(args.stop.clone())
             .ignore_eos(args.ignore_eos)
     };
-    let default_new = engine.defaults().max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
-    match prompts {
-        Input::Chat => chat::chat(output, &mut engine, args.system.as_deref(), |prompt| {
-            request(prompt, chat::MAX_NEW_TOKENS)
-        }),
-        Input::Ids(rows) => {
-            let requests: Vec<_> = (0..)
-                .zip(rows)
-                .map(|(row, ids)| {
-                    let mut request = request(Prompt::Tokens(ids), default_new);
-                    // Rows that draw do so independently of each other.
-                    request.sampling.seed = request.sampling.seed.wrapping_add(row);
-                    request
-                })
-                .collect();
-            generate(output, &mut engine, &requests)
+    let default_new = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+    let needs_text = !matches!(prompts, Input::Ids(_)) || !args.stop.is_empty();
+    let text = needs_text.then(|| Text::read(model.dir()).map(Arc::new)).transpose()?;
+    let template = text.as_ref().and_then(|text| text.chat_template());
+    let requests: Vec<_> = match prompts {
+        Input::Chat => {
+            if template.is_none() {
+                let hint = "the model has no chat template; give it a text to continue with -p";
+                return Err(Failure::Usage(hint.to_owned()));
+            }
+            return chat::chat(output, args, model, text, |prompt| request(prompt, chat::MAX_NEW_TOKENS));
         }
+        Input::Ids(rows) => (0..)
+            .zip(rows)
+            .map(|(row, ids)| {
+                let mut request = request(Prompt::Tokens(ids), default_new);
+                // Rows that draw do so independently of each other.
+                request.sampling.seed = request.sampling.seed.wrapping_add(row);
+                request
+            })
+            .collect(),
         Input::Text(text) => {
-            let prompt = match engine.text()?.chat_template() {
+            let prompt = match template {
                 Some(_) if !args.raw => Prompt::Chat(messages(args.system.as_deref(), text), chat_options()),
                 None if args.system.is_some() => {
                     return Err(Failure::Usage("--system: the model has no chat template".to_owned()));
                 }
                 _ => Prompt::Text(text),
             };
-            generate(output, &mut engine, &[request(prompt, default_new)])
+            vec![request(prompt, default_new)]
         }
-    }
+    };
+    let lengths = requests
+        .iter()
+        .map(|request| Ok(request.prompt.tokens(text.as_deref())?.len()))
+        .collect::<Result<Vec<_>>>()?;
+    let builder = builder(&args.compute)?;
+    let a = model.architecture();
+    let new = requests.first().map_or(0, |request| request.max_new_tokens);
+    let workload = Workload::generate(&lengths, new, builder.chunk_rows(a), builder.max_positions(a));
+    let mut engine = start(output, &args.compute, model, workload, text)?;
+    generate(output, args, &mut engine, &requests)
 }
 
 /// What to continue, as the command line gives it.
@@ -129,12 +163,17 @@ enum Input {
     Chat,
 }
 
-fn generate(output: &Output, engine: &mut Engine, requests: &[Request]) -> Result<()> {
+fn generate(output: &Output, args: &Run, engine: &mut Engine, requests: &[Request]) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let to_stdout =
         !output.json && matches!(requests, [Request { prompt: Prompt::Text(_) | Prompt::Chat(..), .. }]);
     let stdout = RefCell::new(Ok(()));
-    let Generation { completions, stats } = engine.generate(requests, |event| {
+    // On a terminal the text itself shows how far it is.
+    let quiet = to_stdout && std::io::stdout().is_terminal();
+    let status = StatusLine::new(&Output { quiet: quiet || output.quiet, ..output.clone() });
+    let tokens = watch(engine, &status, requests);
+    let generated = engine.generate(requests, |event| {
+        tokens.fetch_add(usize::from(event.token.is_some()), Ordering::Relaxed);
         if to_stdout {
             *stdout.borrow_mut() = write(event.text);
         }
@@ -143,7 +182,9 @@ fn generate(output: &Output, engine: &mut Engine, requests: &[Request]) -> Resul
         } else {
             ControlFlow::Continue(())
         }
-    })?;
+    });
+    status.clear();
+    let Generation { completions, stats } = generated?;
     stdout.into_inner()?;
     if output.json {
         write_json(&report(engine, requests, &completions, &stats))?;
@@ -156,10 +197,37 @@ fn generate(output: &Output, engine: &mut Engine, requests: &[Request]) -> Resul
         }
     }
     say(output, &closing_line(&stats, &completions, requests));
+    write_trace(engine, args.compute.trace.as_deref())?;
     interrupt.check()
 }
 
+/// Keeps the status line up to date, layer by layer; returns the count of tokens for it.
+fn watch(engine: &mut Engine, status: &StatusLine, requests: &[Request]) -> Arc<AtomicUsize> {
+    let tokens = Arc::new(AtomicUsize::new(0));
+    let (layers, monitor) = (engine.model().architecture().layers, engine.monitor());
+    let wanted: usize = requests.iter().map(|request| request.max_new_tokens).sum();
+    let (counted, mut status, start) = (Arc::clone(&tokens), status.clone(), Instant::now());
+    engine.on_layer(move |layer| {
+        status.set(|| {
+            let done = counted.load(Ordering::Relaxed);
+            let disk = monitor.stats().disk.bytes_per_second() / 1e9;
+            let mut line =
+                format!("layer {}/{layers} | {disk:.2} GB/s disk | tok {done}/{wanted}", layer + 1);
+            if done > 0 {
+                let seconds = start.elapsed().as_secs_f64() / done as f64;
+                line += &format!(
+                    " | {seconds:.2} s/tok | eta {:.0} s",
+                    seconds * (wanted.saturating_sub(done)) as f64
+                );
+            }
+            line
+        });
+    });
+    tokens
+}
+
 fn report(engine: &Engine, requests: &[Request], completions: &[Completion], stats: &Stats) -> Report {
+    let streamed = engine.stream_stats();
     let s = requests.first().map_or(Sampling::GREEDY, |request| request.sampling.clone());
     Report {
         schema_version: SCHEMA_VERSION,
@@ -186,9 +254,14 @@ fn report(engine: &Engine, requests: &[Request], completions: &[Completion], sta
             time_to_first_token_seconds: stats.first_token.as_secs_f64(),
             wall_seconds: stats.wall.as_secs_f64(),
             seconds_per_token: seconds_per_token(stats),
+            predicted_seconds_per_token: engine.plan().seconds_per_token(),
+            bound: engine.plan().stream.bound.to_string(),
             bytes_read: engine.bytes_read().get(),
             peak_rss_bytes: memory::peak_resident().map(narrows::Bytes::get),
+            peak_host_bytes: engine.peak_host_bytes().get(),
             threads: engine.threads(),
+            disk: LinkReport::of(&streamed.disk),
+            compute: LinkReport::of(&streamed.compute),
         },
     }
 }

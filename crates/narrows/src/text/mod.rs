@@ -5,6 +5,7 @@ mod stream;
 
 use std::path::Path;
 
+use narrows_shard::Bytes;
 use tokenizers::Tokenizer;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
@@ -19,7 +20,11 @@ pub struct Text {
     tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
     eos_token: Option<u32>,
+    memory: Bytes,
 }
+
+/// Memory of a tokenizer per byte of its tokenizer.json: vocabulary and merges as hash maps, both ways.
+const MEMORY_PER_BYTE: u64 = 12;
 
 impl Text {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` of a model directory.
@@ -37,6 +42,7 @@ impl Text {
             };
             return Err(Error::Missing { path, what: what.to_owned() });
         };
+        let memory = Bytes(bytes.len() as u64 * MEMORY_PER_BYTE);
         let tokenizer = Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
         let chat = ChatTemplate::read(dir)?;
@@ -44,7 +50,13 @@ impl Text {
             Some(config) => chat::special_token(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t)),
             None => None,
         };
-        Ok(Self { tokenizer, chat, eos_token })
+        Ok(Self { tokenizer, chat, eos_token, memory })
+    }
+
+    /// What it takes in memory, about.
+    #[must_use]
+    pub const fn memory(&self) -> Bytes {
+        self.memory
     }
 
     /// The chat template, if the model has one.

@@ -1,0 +1,80 @@
+//! A quick look at how fast this machine is, for the plan's prediction.
+
+use std::time::{Duration, Instant};
+
+use narrows_cpu::{Cpu, Matrix, RowsMut};
+use narrows_shard::Bytes;
+use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions, Slot};
+use narrows_stream::Speed;
+
+use crate::error::Result;
+use crate::model::Model;
+use crate::plan::{Plan, Speeds};
+use crate::tiling::RowTile;
+
+/// Long enough for a disk to come to its speed, short enough not to be noticed.
+const DISK_TIME: Duration = Duration::from_millis(300);
+/// More than most caches hold.
+const COMPUTE_BYTES: usize = 256 << 20;
+
+/// Reads some of the model's weights, if the plan streams any, and multiplies a matrix.
+pub(crate) fn speeds(model: &Model, plan: &Plan, io: IoMode, cpu: &Cpu) -> Result<Speeds> {
+    let compute = compute(model, plan, cpu)?;
+    let disk = if plan.stream.all_resident() { Speeds::default().disk } else { disk(model, plan, io)? };
+    Ok(Speeds { disk, compute })
+}
+
+fn compute(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
+    let head = model.head();
+    let cols = model.architecture().hidden_size;
+    let row = head.encoding.row_bytes(cols).unwrap_or(cols);
+    let most = (COMPUTE_BYTES as u64).min(plan.budget.get() / 4).min(plan.stream.walked.get());
+    let rows = (most as usize / row).max(1);
+    // Not zero: pages that were never written to are all one page, which never leaves the cache.
+    let weights = vec![0x3c; rows * row];
+    let (x, mut y) = (vec![0.0; cols], vec![0.0; rows]);
+    let matrix = Matrix::new(head.encoding, rows, cols, &weights)?;
+    // The first run touches the pages.
+    cpu.linear(matrix, &x, RowsMut::new(&mut y, rows, 0)?)?;
+    let start = Instant::now();
+    cpu.linear(matrix, &x, RowsMut::new(&mut y, rows, 0)?)?;
+    Ok(Speed::measured(weights.len() as f64 / start.elapsed().as_secs_f64().max(1e-9)))
+}
+
+fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
+    let slot = plan.stream.slot_capacity;
+    let slots = plan.stream.slots.max(2);
+    let budget = Budget::new(plan.budget);
+    let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
+    let arena = Arena::new(&budget, "measuring", Bytes(slot.get() * slots as u64), options)?;
+    let paths: Vec<_> = model.files().files().iter().map(|file| file.path.clone()).collect();
+    let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
+    let mut reader = Reader::open(&paths, io, options)?;
+    let mut free = Vec::new();
+    for _ in 0..slots {
+        free.push(Slot::new(arena.carve(slot.get() as usize)?));
+    }
+    // Slots that were filled once are in place, and the disk is at work: from then on the clock runs.
+    let fits = |tile: &&RowTile| Reader::capacity_for(tile.read.len) <= slot.get() as usize;
+    let mut tiles = plan.tiling.tiles.iter().filter(fits).cycle();
+    let mut warm_up = slots;
+    let (mut start, mut bytes) = (Instant::now(), 0);
+    loop {
+        while start.elapsed() < DISK_TIME
+            && let Some(slot) = free.pop()
+            && let Some(tile) = tiles.next()
+        {
+            reader.submit(tile.read, slot.fill(0)).map_err(|(error, _)| error)?;
+        }
+        let Some(completion) = reader.wait(None) else { break };
+        let used = completion.result.map_err(|(error, _)| error)?.take();
+        if warm_up > 0 {
+            warm_up -= 1;
+            start = Instant::now();
+        } else {
+            bytes += used.bytes().len();
+        }
+        free.push(used.release());
+    }
+    Ok(Speed::measured((bytes as f64 / start.elapsed().as_secs_f64()).max(1.0)))
+}

@@ -1,0 +1,178 @@
+//! The same bits whatever the memory: budgets down to the smallest, ways of reading, slots, tiles, packs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use narrows::{Bytes, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput, Workload};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/checkpoints").join(name)
+}
+
+fn ids() -> Vec<Vec<u32>> {
+    (0..3).map(|row| (0..20 + row).map(|i| (i * 37 + row * 11 + 5) % 190).collect()).collect()
+}
+
+const WORKLOAD: Workload = Workload { sequences: 3, positions: 120, step_rows: 8, wanted_rows: 8 };
+
+/// Logits of all rows, then three greedy tokens after each: prefill in chunks, and decoding.
+fn answer(dir: &Path, builder: EngineBuilder) -> (Vec<f32>, Vec<Vec<u32>>, Engine) {
+    let builder = builder.chunk(NonZeroUsize::new(8)).workload(WORKLOAD);
+    let mut engine = builder.build(Model::open(dir).unwrap()).unwrap();
+    let ids = ids();
+    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 3..tokens.len() }).collect();
+    let mut logits = Vec::new();
+    engine
+        .score(&inputs, |_, _, row| {
+            logits.extend_from_slice(row);
+            Ok(())
+        })
+        .unwrap();
+    let requests: Vec<_> = ids
+        .into_iter()
+        .map(|ids| Request::new(Prompt::Tokens(ids)).max_new_tokens(3).ignore_eos(true))
+        .collect();
+    let done = engine.generate(&requests, |_| ControlFlow::Continue(())).unwrap();
+    (logits, done.completions.into_iter().map(|c| c.tokens).collect(), engine)
+}
+
+fn minimum(dir: &Path, builder: &EngineBuilder) -> Bytes {
+    let builder = builder.clone().chunk(NonZeroUsize::new(8)).workload(WORKLOAD).ram(Some(Bytes(1)));
+    match builder.plan(&Model::open(dir).unwrap()) {
+        Err(Error::DoesNotFit { minimum, .. }) => minimum,
+        other => panic!("a byte of memory was enough: {other:?}"),
+    }
+}
+
+#[test]
+fn one_answer_whatever_the_memory() {
+    for name in ["llama3-rope-tied-sharded", "qwen2", "llama-multi-query-f32"] {
+        let pack = tempfile::tempdir().unwrap();
+        let source = Model::open(data(name)).unwrap();
+        let options = narrows_shard::PackOptions::default();
+        narrows_shard::pack(source.files(), &source.pack_layout(), pack.path(), &options, &mut |_| ())
+            .unwrap();
+
+        let (logits, tokens, engine) = answer(&data(name), Engine::builder());
+        assert!(engine.plan().stream.all_resident());
+        let all = engine.plan().stream.total();
+        let tile = Some(Bytes(8 << 10));
+        let mut builders = Vec::new();
+        for dir in [data(name), pack.path().to_owned()] {
+            let small_tiles = Engine::builder().tile(tile);
+            let least = minimum(&dir, &small_tiles);
+            for part in 0..5 {
+                let ram = Bytes(least.get() + (all.get() - least.get()) * part / 5);
+                builders.push((dir.clone(), small_tiles.clone().ram(Some(ram))));
+            }
+            for io in [IoMode::Auto, IoMode::Buffered, IoMode::Mmap] {
+                builders.push((dir.clone(), small_tiles.clone().ram(Some(least)).io(io)));
+            }
+            for (slots, tile) in [(2, 5 << 10), (3, 16 << 10), (5, 1), (8, 1 << 20)] {
+                let builder = Engine::builder().slots(NonZeroUsize::new(slots)).tile(Some(Bytes(tile)));
+                let least = minimum(&dir, &builder);
+                builders.push((dir.clone(), builder.ram(Some(least))));
+            }
+        }
+        for (dir, builder) in builders {
+            let (got_logits, got_tokens, engine) = answer(&dir, builder.clone());
+            assert!(got_logits == logits, "{name}: {builder:?}");
+            assert_eq!(got_tokens, tokens, "{name}: {builder:?}");
+            assert!(engine.peak_host_bytes() <= engine.plan().budget, "{name}: {builder:?}");
+        }
+    }
+}
+
+/// A byte below the smallest budget is refused with that budget, and the smallest works.
+#[test]
+fn the_smallest_budget_is_told() {
+    let (dir, builder) = (data("llama"), Engine::builder().chunk(NonZeroUsize::new(8)).workload(WORKLOAD));
+    let least = minimum(&dir, &Engine::builder());
+    let model = || Model::open(&dir).unwrap();
+    assert!(builder.clone().ram(Some(least)).build(model()).is_ok());
+    let error = builder.ram(Some(Bytes(least.get() - 1))).build(model()).unwrap_err();
+    assert!(matches!(error, Error::DoesNotFit { minimum, .. } if minimum == least), "{error}");
+}
+
+/// What is resident is read once; a pass reads what streams, and the embeddings of its tokens.
+#[test]
+fn bytes_per_token_are_exact() {
+    let dir = data("qwen3");
+    let builder = Engine::builder().tile(Some(Bytes(4 << 10))).workload(Workload {
+        sequences: 1,
+        positions: 64,
+        step_rows: 8,
+        wanted_rows: 1,
+    });
+    let model = || Model::open(&dir).unwrap();
+    let all = builder.plan(&model()).unwrap().stream.all_resident_at;
+    for ram in [Bytes(all.get() * 3 / 4), all] {
+        let mut engine = builder.clone().ram(Some(ram)).build(model()).unwrap();
+        let plan = engine.plan().clone();
+        let run = |engine: &mut Engine, n| {
+            let request = Request::new(Prompt::Tokens(vec![5, 6, 7])).max_new_tokens(n).ignore_eos(true);
+            engine.generate(&[request], |_| ControlFlow::Continue(())).unwrap();
+            engine.stream_stats()
+        };
+        let before = run(&mut engine, 1);
+        let after = run(&mut engine, 6).since(&before);
+        assert_eq!(after.passes, 6);
+        // What passes were handed from slots: reading runs ahead of them.
+        let streamed = plan.stream.walked.get() - plan.stream.resident.get();
+        assert_eq!(after.streamed, Bytes(6 * streamed));
+        assert_eq!(before.resident, plan.stream.resident);
+    }
+}
+
+/// A request beyond the workload is refused before anything is computed, and the engine goes on.
+#[test]
+fn more_than_planned_is_refused() {
+    let workload = Workload { sequences: 1, positions: 16, step_rows: 8, wanted_rows: 1 };
+    let mut engine = Engine::builder().workload(workload).build(Model::open(data("llama")).unwrap()).unwrap();
+    let request = |n| Request::new(Prompt::Tokens(vec![5; 4])).max_new_tokens(n).ignore_eos(true);
+    let error = engine.generate(&[request(40)], |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    assert_eq!(engine.generate(&[request(8)], |_| ControlFlow::Continue(())).unwrap().stats.new_tokens, 8);
+}
+
+/// A file that shrinks while it is streamed ends the run with its name, in every way of reading.
+#[test]
+fn truncated_while_running() {
+    for io in [IoMode::Auto, IoMode::Buffered, IoMode::Mmap] {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(data("llama").join(file), dir.path().join(file)).unwrap();
+        }
+        let builder = Engine::builder().tile(Some(Bytes(4 << 10))).io(io).workload(Workload {
+            sequences: 1,
+            positions: 300,
+            step_rows: 1,
+            wanted_rows: 1,
+        });
+        let model = || Model::open(dir.path()).unwrap();
+        let least = match builder.clone().ram(Some(Bytes(1))).plan(&model()) {
+            Err(Error::DoesNotFit { minimum, .. }) => minimum,
+            other => panic!("{other:?}"),
+        };
+        let mut engine = builder.ram(Some(least)).build(model()).unwrap();
+        let request = Request::new(Prompt::Tokens(vec![5])).max_new_tokens(250).ignore_eos(true);
+        let mut tokens = 0;
+        let error = engine
+            .generate(&[request], |_| {
+                tokens += 1;
+                if tokens == 3 {
+                    let file = std::fs::File::options()
+                        .write(true)
+                        .open(dir.path().join("model.safetensors"))
+                        .unwrap();
+                    file.set_len(100_000).unwrap();
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap_err();
+        assert!(error.to_string().contains("model.safetensors"), "{io:?}: {error}");
+    }
+}
