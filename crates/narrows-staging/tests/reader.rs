@@ -125,8 +125,9 @@ fn a_file_cut_short_while_it_is_read_is_an_error_that_says_where() {
         for mut reader in readers(&path, &ReaderOptions::default()) {
             let method = reader.method().name();
             assert_eq!(payload(one(&mut reader, 100_001, 50_000)).unwrap(), bytes(200_000)[100_001..150_001]);
-            // Within a page, where a mapping shows zeros, and at one, where it would kill.
-            for cut in [123_457, 122_880] {
+            // Within the last page and an earlier one, where a mapping shows zeros, and between two, where it
+            // would kill.
+            for cut in [148_001, 123_457, 122_880] {
                 File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
                 match payload(one(&mut reader, 100_001, 50_000)) {
                     Err(Error::ShortFile { path: p, offset: 100_001, wanted: 50_000, found }) => {
@@ -173,7 +174,7 @@ fn an_unreadable_file_is_refused_when_it_is_opened() {
     use std::os::unix::fs::PermissionsExt;
     let folder = &folders()[0];
     let path = file(folder, 10);
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads everything.
     if File::open(&path).is_err() {
         let error = Reader::open(&[path], IoMode::Auto, ReaderOptions::default()).unwrap_err();

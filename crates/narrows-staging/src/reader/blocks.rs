@@ -268,6 +268,7 @@ impl Engine {
                     // where the tile has failed already, so that the same file gives the same error.
                     block.reached = got;
                     block.at = got - got % ALIGNMENT;
+                    block.put_off = 0;
                     return self.start(token);
                 } else {
                     // No step further: this is the end of the file. Blocks behind it see it as well, in any

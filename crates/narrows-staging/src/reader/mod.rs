@@ -122,6 +122,32 @@ pub struct Completion {
 /// [`Reader::capacity_for`]. The queue is refilled within [`Reader::submit`] and [`Reader::wait`]: a thread
 /// should stay in `wait` for as long as it has nothing to submit.
 ///
+/// ```
+/// use narrows_staging::{Arena, ArenaOptions, Budget, Bytes, IoMode, Read, Reader, ReaderOptions, Slot};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.bin");
+/// # std::fs::write(&path, vec![5; 3_000_000])?;
+/// let budget = Budget::new(Bytes::mib(64));
+/// let capacity = Reader::capacity_for(1_000_000);
+/// let arena = Arena::new(&budget, "staging", Bytes(2 * capacity as u64), ArenaOptions::default())?;
+/// let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
+/// let mut reader = Reader::open(&[path], IoMode::Auto, options)?;
+///
+/// for tag in 0..2 {
+///     let slot = Slot::new(arena.carve(capacity)?).fill(tag);
+///     let tile = Read { file: 0, offset: 1_000_001 * tag, len: 1_000_000 };
+///     reader.submit(tile, slot).map_err(|(error, _slot)| error)?;
+/// }
+/// while let Some(completion) = reader.wait(None) {
+///     let tile = completion.result.map_err(|(error, _slot)| error)?.take();
+///     assert_eq!(tile.bytes(), [5; 1_000_000]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Dropping a reader waits for what has been started, since the kernel writes to the slots until then, and
 /// drops those slots. Files may be renamed or deleted meanwhile; cut short, they give [`Error::ShortFile`].
 pub struct Reader {
@@ -246,7 +272,7 @@ fn direct(
 ) -> Result<Chosen, Error> {
     let files = Arc::new(files);
     if options.io_uring {
-        match Uring::new(&files, depth, &options.arenas, notes) {
+        match Uring::set_up(&files, depth, &options.arenas, notes) {
             Ok(uring) => return Ok((Box::new(uring), Method::Uring)),
             Err(error) => notes.push(format!("io_uring: {error}; using threads")),
         }

@@ -8,11 +8,11 @@ pub(super) mod uring {
     use crate::reader::files::Files;
     use crate::reader::threads::Threads;
 
-    /// Never made.
+    /// Never set up.
     pub(in crate::reader) struct Uring;
 
     impl Uring {
-        pub(in crate::reader) fn new(
+        pub(in crate::reader) fn set_up(
             _files: &Arc<Files>,
             _depth: usize,
             _arenas: &[Arena],

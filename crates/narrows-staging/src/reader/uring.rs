@@ -40,8 +40,8 @@ pub(super) struct Uring {
 }
 
 impl Uring {
-    /// Sets up a ring for `depth` operations, if this kernel has all that is needed.
-    pub(super) fn new(
+    /// A ring for `depth` operations, if this kernel has all that is needed.
+    pub(super) fn set_up(
         files: &Arc<Files>,
         depth: usize,
         arenas: &[Arena],
@@ -84,7 +84,7 @@ impl Uring {
     fn register(&mut self, arenas: &[Arena]) -> io::Result<()> {
         let mut buffers = Vec::new();
         for arena in arenas {
-            let start = arena.as_ptr().addr();
+            let start = arena.as_ptr().expose_provenance();
             for at in (0..arena.len()).step_by(MAX_BUFFER) {
                 buffers.push(start + at..start + arena.len().min(at + MAX_BUFFER));
             }
