@@ -332,6 +332,19 @@ fn demands_that_are_dropped_lose_no_slot() {
 }
 
 #[test]
+fn what_is_demanded_no_more_is_not_read() {
+    let plan = planned(&Case { demand_slots: 1, ..simple(4, 4, 2, 0.5) });
+    let (source, log) = Nasty::new(&plan, 8, None);
+    let mut stream = start(&plan, source, 0);
+    let mut pass = stream.pass();
+    // One slot, which only the next wait of this thread can free, so at most one of these is read.
+    drop(pass.demand(&[TileId(5), TileId(6), TileId(7)]).unwrap());
+    assert_eq!(pass.demand(&[TileId(4)]).unwrap().next().unwrap().unwrap().tile(), TileId(4));
+    let read = log.lock().unwrap().reads.iter().filter(|tile| tile.0 >= 4).count();
+    assert!(read <= 2, "{read}");
+}
+
+#[test]
 fn a_source_that_needs_more_than_planned_is_refused() {
     struct Big(Nasty);
     impl TileSource for Big {
