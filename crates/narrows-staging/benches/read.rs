@@ -135,7 +135,11 @@ fn read(path: &Path, mode: IoMode, mut options: ReaderOptions, register: bool, h
     if register {
         options.arenas.push(arena.clone());
     }
+    let as_asked = !options.io_uring;
     let mut reader = Reader::open(&[path.to_owned()], mode, options).unwrap();
+    for note in reader.notes().iter().filter(|_| !as_asked) {
+        println!("  {note}");
+    }
     let mut free: Vec<_> = (0..SLOTS)
         .map(|_| {
             let mut region = arena.carve(capacity).unwrap();
