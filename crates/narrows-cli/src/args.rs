@@ -93,7 +93,7 @@ pub(crate) struct Compute {
     /// Slots that streamed weights pass through [default: about 64 MiB of them].
     #[arg(long, value_name = "N")]
     pub(crate) slots: Option<NonZeroUsize>,
-    /// Size of what is read and computed at a time [default: 8M].
+    /// Size of what is read and computed at a time [default: 8M, whole matrices where nothing streams].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) tile: Option<narrows::Bytes>,
     /// Write what was read and computed when, as a Chrome trace (opens in ui.perfetto.dev).

@@ -78,7 +78,7 @@ pub struct Plan {
     pub budget: Bytes,
     /// Size of the KV caches.
     pub kv: Bytes,
-    /// Size of a tile at most.
+    /// Size of a tile at most; the end of the range where matrices are not cut.
     pub tile: Bytes,
     pub(crate) tiling: Tiling,
 }
@@ -96,15 +96,23 @@ pub(crate) struct Settings {
     pub(crate) speeds: Speeds,
 }
 
-/// Large enough for a disk to be at its speed with few slots, small enough for a few slots to be little memory.
+/// Where weights stream: large enough for a disk to be at its speed with few slots, small enough for a few slots to be little memory.
 const TILE: Bytes = Bytes::mib(8);
 
 impl Plan {
     /// Plans from headers alone: nothing is read, nothing allocated.
     pub(crate) fn new(model: &Model, settings: &Settings) -> Result<Self> {
+        // What is never moved again need not be cut: threads meet once a matrix and not once a tile.
+        let whole = Self::with_tile(model, settings, settings.tile.unwrap_or(Bytes(u64::MAX)));
+        match whole {
+            Ok(plan) if plan.stream.all_resident() || settings.tile.is_some() => Ok(plan),
+            _ => Self::with_tile(model, settings, settings.tile.unwrap_or(TILE)),
+        }
+    }
+
+    fn with_tile(model: &Model, settings: &Settings, tile: Bytes) -> Result<Self> {
         let a = model.architecture();
         let w = settings.workload;
-        let tile = settings.tile.unwrap_or(TILE);
         let tiling = Tiling::new(model, tile);
         let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, false)).collect();
         let kv = a.kv_bytes(settings.kv_encoding, w.positions);

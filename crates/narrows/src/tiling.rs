@@ -70,6 +70,11 @@ impl Tiling {
         Self { layers, head, tiles, names }
     }
 
+    /// How many matrices there are.
+    pub(crate) fn matrices(&self) -> usize {
+        self.names.len()
+    }
+
     /// A tile as a message names it.
     pub(crate) fn describe(&self, tile: usize) -> String {
         let RowTile { matrix, rows, .. } = &self.tiles[tile];

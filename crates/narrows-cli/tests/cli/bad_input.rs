@@ -178,6 +178,5 @@ fn command_lines() {
 
 #[test]
 fn context_of_no_size_on_earth() {
-    run(args!["run", demo(), "-p", "x", "-n", "1000000000000", "--ctx", "1000000000000"])
-        .refused(5, "RAM");
+    run(args!["run", demo(), "-p", "x", "-n", "1000000000000", "--ctx", "1000000000000"]).refused(5, "RAM");
 }

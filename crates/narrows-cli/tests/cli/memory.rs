@@ -68,7 +68,8 @@ fn interrupted_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
     let ids = dir.path().join("ids.safetensors");
     save_ids(&ids, &[&[5, 6, 7]]);
-    let flags = args!["run", demo(), "--ids", &ids, "-n", "1000000", "--ctx", "2000000", "--kv-dtype", "bf16"];
+    let flags =
+        args!["run", demo(), "--ids", &ids, "-n", "1000000", "--ctx", "2000000", "--kv-dtype", "bf16"];
     let mut child = narrows()
         .args(flags.into_iter().chain(args!["--ignore-eos", "--json"]))
         .stdout(Stdio::piped())
@@ -100,7 +101,9 @@ fn a_file_system_in_memory() {
     let ids = dir.path().join("ids.safetensors");
     save_ids(&ids, &[&[5, 6, 7]]);
     let tokens = |io: &str| {
-        let flags = args!["run", &model, "--ids", &ids, "-n", "4", "--greedy", "--json", "--ram", "1M", "--tile", "8K"];
+        let flags = args![
+            "run", &model, "--ids", &ids, "-n", "4", "--greedy", "--json", "--ram", "1M", "--tile", "8K"
+        ];
         run(flags.into_iter().chain(args!["--io", io]))
     };
     let auto = tokens("auto").ok();
@@ -122,7 +125,19 @@ fn deleted_while_running() {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&demo(), dir.path());
     let mut child = narrows()
-        .args(args!["run", dir.path(), "-p", "In the", "-n", "200", "--ignore-eos", "--ram", "8M", "--tile", "256K"])
+        .args(args![
+            "run",
+            dir.path(),
+            "-p",
+            "In the",
+            "-n",
+            "200",
+            "--ignore-eos",
+            "--ram",
+            "8M",
+            "--tile",
+            "256K"
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
