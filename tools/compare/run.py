@@ -169,16 +169,16 @@ def cached(files):
     return sum(map(int, out.stdout.split())) if out.returncode == 0 else None
 
 
-def disk_speed(path, seconds=5):
+def disk_speed(path, seconds=3):
     """(bytes per second, how) of sequential direct reads of the weights themselves."""
     for engine in ('io_uring', 'libaio'):
         if shutil.which('fio'):
-            out = subprocess.run(['fio', '--name=bound', '--filename=' + path, '--readonly', '--rw=read', '--bs=1M', '--direct=1', '--iodepth=32',
+            out = subprocess.run(['fio', '--name=bound', '--filename=' + path, '--readonly', '--rw=read', '--bs=4M', '--direct=1', '--iodepth=16',
                                   '--ioengine=' + engine, '--time_based', f'--runtime={seconds}', '--output-format=json'],
                                  capture_output=True, text=True)
             if out.returncode == 0:
                 report = json.loads(out.stdout[out.stdout.index('{'):])
-                return report['jobs'][0]['read']['bw_bytes'], f"fio {report['fio version'].removeprefix('fio-')}, {engine}, direct, 1 MiB, depth 32"
+                return report['jobs'][0]['read']['bw_bytes'], f"fio {report['fio version'].removeprefix('fio-')}, {engine}, direct, 4 MiB, depth 16"
     begin = time.perf_counter()
     out = subprocess.run(['dd', 'if=' + path, 'of=/dev/null', 'bs=8M', 'iflag=direct', 'count=256'], capture_output=True, text=True)
     if out.returncode:
@@ -399,7 +399,7 @@ def mib(n):
 
 
 def table(rows, speed):
-    lines = ['| program | caches | s/token | tok/s | read a token, MiB | that at the disk\'s speed, s | read in all, MiB | peak of the cgroup, MiB | of it not page cache, MiB | CPUs used by others |',
+    lines = ['| program | caches | s/token | tok/s | read a token, MiB | that at the disk\'s speed, s | read in all, MiB | peak of the cgroup, MiB | of it not page cache, MiB | CPUs used by others and the kernel |',
              '|---|---|---:|---:|---:|---:|---:|---:|---:|---:|']
     for row in rows:
         if 'why' in row:
@@ -449,11 +449,12 @@ def main():
 
     largest = max(weights(args.model), key=os.path.getsize)
     load = os.getloadavg()
-    rows, speeds = [], [disk_speed(largest)]
+    rows, speeds = [], []
     cgroup = Cgroup('probe', args.memory)  # refuse before anything is prepared
     kind = f'v{cgroup.version}' + (' (systemd scope)' if cgroup.holder else '')
     cgroup.close()
     for name in args.programs.split(','):
+        speeds.append(disk_speed(largest))  # others may use the disk too: before each program, and once more at the end
         rows += measure(name, args)
     speeds.append(disk_speed(largest))
     common = same_tokens(rows, args)
@@ -473,7 +474,7 @@ def main():
           f"{args.prompt} positions of prompt, {args.tokens} new tokens, {args.threads} threads\n")
     print(table(rows, speed))
     print('\nVersions: ' + '; '.join(dict.fromkeys(row['version'] for row in rows if 'version' in row)) + '.')
-    print(f"\nDisk: {' and '.join(f'{s / 1e9:.2f}' for s, _ in speeds)} GB/s before and after ({how}). A pass multiplies with {mib(need)} MiB.")
+    print(f"\nDisk: {', '.join(f'{s / 1e9:.2f}' for s, _ in speeds)} GB/s before each program and at the end ({how}); the fastest counts. A pass multiplies with {mib(need)} MiB.")
     print(f"Bound of any program here, (pass - limit of the cgroup) / disk: {bounds['seconds_any']:.3f} s/token.")
     if resident is not None:
         print(f"Bound of narrows with --ram {args.narrows_ram}, (pass - {mib(resident)} MiB resident) / disk: {bounds['seconds_narrows']:.3f} s/token.")
