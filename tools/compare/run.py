@@ -386,11 +386,11 @@ def pass_bytes(directory):
 
 def resident_bytes(args):
     """Weights that narrows keeps in its memory, by its own plan."""
-    out = subprocess.run([args.narrows, 'plan', args.model, '--ram', args.narrows_ram, '--device', 'cpu', '--json',
-                          '--ctx', str(args.prompt + args.tokens)], capture_output=True, text=True)
     try:
+        out = subprocess.run([args.narrows, 'plan', args.model, '--ram', args.narrows_ram, '--device', 'cpu', '--json',
+                              '--ctx', str(args.prompt + args.tokens)], capture_output=True, text=True)
         return json.loads(out.stdout)['resident_bytes']
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
