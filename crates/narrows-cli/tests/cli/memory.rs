@@ -124,7 +124,7 @@ fn a_file_system_in_memory() {
 fn deleted_while_running() {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&demo(), dir.path());
-    let mut child = narrows()
+    let child = narrows()
         .args(args![
             "run",
             dir.path(),
