@@ -59,7 +59,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Rows that one step computes at most; [`default_chunk`] if not set.
+    /// Rows that one step computes at most; as many as 256 MiB of activations hold, up to 512, if not set.
     pub const fn chunk(mut self, rows: Option<NonZeroUsize>) -> Self {
         self.chunk = rows;
         self
