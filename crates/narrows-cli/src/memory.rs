@@ -21,17 +21,56 @@ fn kib_field(path: &str, name: &str) -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
 }
 
-/// The least that this cgroup (version 2) or one above it leaves.
+/// How the kernel names a cgroup's limit, its use, and what of that is page cache, which gives way.
+struct Hierarchy {
+    root: &'static str,
+    limit: &'static str,
+    usage: &'static str,
+    cache: [&'static str; 2],
+}
+
+/// Version 2, where the line of /proc/self/cgroup names no controller.
+const V2: Hierarchy = Hierarchy {
+    root: "/sys/fs/cgroup",
+    limit: "memory.max",
+    usage: "memory.current",
+    cache: ["inactive_file ", "active_file "],
+};
+const V1: Hierarchy = Hierarchy {
+    root: "/sys/fs/cgroup/memory",
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    cache: ["total_inactive_file ", "total_active_file "],
+};
+
+/// The least that this process's cgroup or one above it leaves.
 fn cgroup_headroom() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let read = |path: &Path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    Path::new("/sys/fs/cgroup")
-        .join(own)
-        .ancestors()
-        .take_while(|dir| dir.starts_with("/sys/fs/cgroup"))
-        .filter_map(|dir| {
-            Some(read(&dir.join("memory.max"))?.saturating_sub(read(&dir.join("memory.current"))?))
-        })
-        .min()
+    let mut headrooms = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let hierarchy = match controllers {
+            "" => &V2,
+            names if names.split(',').any(|name| name == "memory") => &V1,
+            _ => continue,
+        };
+        let root = Path::new(hierarchy.root);
+        let own = root.join(path.trim_start_matches('/'));
+        let dirs = own.ancestors().take_while(|dir| dir.starts_with(root));
+        headrooms.extend(dirs.filter_map(|dir| headroom(hierarchy, dir)));
+    }
+    headrooms.into_iter().min()
+}
+
+fn headroom(hierarchy: &Hierarchy, dir: &Path) -> Option<u64> {
+    let number = |name| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    // No limit is the word `max`, or no file.
+    let (limit, usage) = (number(hierarchy.limit)?, number(hierarchy.usage)?);
+    let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let of_cache = |line: &str| {
+        hierarchy.cache.iter().find_map(|name| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+    };
+    let cache: u64 = stat.lines().filter_map(of_cache).sum();
+    Some(limit.saturating_sub(usage.saturating_sub(cache)))
 }

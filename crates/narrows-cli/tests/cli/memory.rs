@@ -43,6 +43,15 @@ fn budgets_that_cannot_be() {
 }
 
 #[test]
+fn a_budget_bigger_than_the_machine() {
+    // The budget is kept where the plan fits the machine, and refused where it does not.
+    run(args!["run", demo(), "-p", "a", "-n", "1", "--ram", "9000T"]).ok();
+    let many = "300000000000";
+    let ran = run(args!["run", demo(), "-p", "a", "-n", many, "--ctx", many, "--ram", "9000T"]);
+    ran.refused(5, "this machine has");
+}
+
+#[test]
 fn plan_from_headers() {
     let json = run(args!["plan", demo(), "--ram", "8M", "--json"]).ok().json();
     assert!(json["minimum_bytes"].as_u64().unwrap() < 8 << 20);
@@ -68,8 +77,7 @@ fn interrupted_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
     let ids = dir.path().join("ids.safetensors");
     save_ids(&ids, &[&[5, 6, 7]]);
-    let flags =
-        args!["run", demo(), "--ids", &ids, "-n", "1000000", "--ctx", "2000000", "--kv-dtype", "bf16"];
+    let flags = args!["run", demo(), "--ids", &ids, "-n", "100000", "--ctx", "200000", "--kv-dtype", "bf16"];
     let mut child = narrows()
         .args(flags.into_iter().chain(args!["--ignore-eos", "--json"]))
         .stdout(Stdio::piped())
