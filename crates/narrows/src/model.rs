@@ -49,12 +49,7 @@ impl Model {
     /// # Errors
     /// Something is missing, malformed, contradictory or not supported; the message names file and item.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        if !dir.is_dir() {
-            return Err(Error::Missing { path: dir.to_owned(), what: "no such model directory".to_owned() });
-        }
-        let architecture = Architecture::read(dir)?;
-        Self::with_files(architecture, WeightFiles::open(dir)?)
+        Self::open_with(dir.as_ref(), WeightFiles::open)
     }
 
     /// Opens a model in order to pack it into `out`: a source that an interrupted pack with
@@ -63,14 +58,19 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn open_for_pack(dir: &Path, out: &Path) -> Result<Self> {
+        Self::open_with(dir, |dir| narrows_shard::open_source(dir, out))
+    }
+
+    fn open_with(
+        dir: &Path,
+        open: impl FnOnce(&Path) -> std::result::Result<WeightFiles, narrows_shard::Error>,
+    ) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::Missing { path: dir.to_owned(), what: "no such model directory".to_owned() });
         }
+        // The config first: what is not supported is refused by name, whatever the weights are.
         let architecture = Architecture::read(dir)?;
-        Self::with_files(architecture, narrows_shard::open_source(dir, out)?)
-    }
-
-    fn with_files(architecture: Architecture, files: WeightFiles) -> Result<Self> {
+        let files = open(dir)?;
         let mut weights = Vec::new();
         for spec in architecture.weights() {
             weights.extend(locate(&architecture, &files, spec)?);
@@ -115,25 +115,26 @@ impl Model {
     /// Size of all weights.
     #[must_use]
     pub fn weight_bytes(&self) -> Bytes {
-        self.weights.iter().map(|located| Bytes(located.tensor.range.end - located.tensor.range.start)).sum()
+        self.weights.iter().map(|located| located.tensor.bytes()).sum()
     }
 
     /// Size of the weights that one pass over the model reads: all but an embedding table of its own, of
     /// which a pass needs only the rows of its tokens.
     #[must_use]
     pub fn pass_bytes(&self) -> Bytes {
-        let streamed = |located: &&Located| {
+        let walked = |located: &&Located| {
             located.weight != Weight::Embedding || self.head().weight == Weight::Embedding
         };
-        self.weights
-            .iter()
-            .filter(streamed)
-            .map(|located| Bytes(located.tensor.range.end - located.tensor.range.start))
-            .sum()
+        self.weights.iter().filter(walked).map(|located| located.tensor.bytes()).sum()
     }
 
     pub(crate) fn located(&self) -> &[Located] {
         &self.weights
+    }
+
+    /// Norms and biases.
+    pub(crate) fn vectors(&self) -> impl Iterator<Item = &Located> {
+        self.weights.iter().filter(|located| located.tensor.shape.len() == 1)
     }
 
     pub(crate) fn embedding(&self) -> &Located {

@@ -116,8 +116,7 @@ impl Plan {
         let tiling = Tiling::new(model, tile);
         let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, false)).collect();
         let kv = a.kv_bytes(settings.kv_encoding, w.positions);
-        let vectors =
-            a.weights().filter(|spec| spec.shape.len() == 1).map(|spec| 4 * spec.shape[0] as u64).sum();
+        let vectors = model.vectors().map(|located| 4 * located.tensor.shape[0] as u64).sum();
         let mut needs = vec![
             Need::new("KV cache", kv),
             Need::new("activations", Bytes(Decoder::activation_bytes(a, w.step_rows, w.wanted_rows) as u64)),

@@ -46,12 +46,10 @@ impl Weights {
             .take(model.architecture().layers)
             .collect();
         let mut final_norm = Vec::new();
-        let is_vector = |located: &&Located| located.tensor.shape.len() == 1;
-        let values: usize =
-            model.located().iter().filter(is_vector).map(|located| located.tensor.shape[0]).sum();
+        let values: usize = model.vectors().map(|located| located.tensor.shape[0]).sum();
         let memory = budget.reserve("norms and biases", narrows_shard::Bytes(4 * values as u64))?;
         let mut bytes_read = 0;
-        for located in model.located().iter().filter(is_vector) {
+        for located in model.vectors() {
             let len = located.tensor.shape[0];
             let mut bytes = vec![0; row_bytes(located.encoding, len)?];
             reader.read(&located.tensor, 0, &mut bytes)?;
