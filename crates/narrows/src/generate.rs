@@ -425,16 +425,17 @@ impl Session<'_> {
         let engine = &mut *self.engine;
         let text = engine.text_for(std::slice::from_ref(request))?;
         let prompt = engine.prompt_tokens(request, text.as_deref())?;
-        let sequence = match self.kept.take() {
-            // Keys rotated for a shorter sequence would not be those of a fresh run.
-            Some((mut sequence, tokens)) if !engine.model().architecture().rope.depends_on_length() => {
+        // Keys rotated for a shorter sequence would not be those of a fresh run: such a cache is given back first.
+        let reusable = !engine.model().architecture().rope.depends_on_length();
+        let sequence = match self.kept.take().filter(|_| reusable) {
+            Some((mut sequence, tokens)) => {
                 let common = tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
                 // The last token is always computed: its logits are the next token's.
                 sequence.truncate(common.min(prompt.len() - 1));
                 sequence.grow(engine.capacity(prompt.len(), request.max_new_tokens))?;
                 sequence
             }
-            _ => engine.sequence(prompt.len(), request.max_new_tokens)?,
+            None => engine.sequence(prompt.len(), request.max_new_tokens)?,
         };
         let mut running = [engine.start(request, sequence, &prompt, text.as_deref())];
         let stats = engine.run(&mut running, on_event)?;

@@ -176,3 +176,27 @@ fn truncated_while_running() {
         assert!(error.to_string().contains("model.safetensors"), "{io:?}: {error}");
     }
 }
+
+/// A session computes only what is new, and says what a fresh run says.
+#[test]
+fn sessions_reuse_their_cache() {
+    for name in ["llama", "rope-dynamic"] {
+        let workload = Workload { sequences: 1, positions: 80, step_rows: 40, wanted_rows: 1 };
+        let start = || Engine::builder().workload(workload).build(Model::open(data(name)).unwrap()).unwrap();
+        let request =
+            |tokens: &[u32]| Request::new(Prompt::Tokens(tokens.to_vec())).max_new_tokens(6).ignore_eos(true);
+        let (mut kept, mut engine) = (start(), start());
+        let mut session = kept.session();
+        let mut prompt: Vec<u32> = (5..35).collect();
+        for turn in 0..3 {
+            let (reply, stats) = session.generate(&request(&prompt), |_| ControlFlow::Continue(())).unwrap();
+            let fresh = engine.generate(&[request(&prompt)], |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(reply.tokens, fresh.completions[0].tokens, "{name}, turn {turn}");
+            // The last reply's last token was never computed, and four more came.
+            let new = if turn == 0 || name == "rope-dynamic" { prompt.len() } else { 5 };
+            assert_eq!(stats.prompt_tokens, new, "{name}, turn {turn}");
+            prompt.extend(reply.tokens);
+            prompt.extend([7, 8, 9, 10 + turn]);
+        }
+    }
+}

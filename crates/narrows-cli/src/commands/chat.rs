@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use narrows::{Context, Message, Model, Prompt, Request, Text, Workload};
+use narrows::{Context, Engine, Message, Model, Prompt, Request, Text, Workload};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::run::{chat_options, closing_line};
-use super::{builder, start};
+use super::{builder, start, write_trace};
 use crate::args::{Compute, Output, Run};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -38,7 +38,16 @@ pub(super) fn chat(
     let chunk = builder(&compute)?.chunk_rows(model.architecture()).min(positions);
     let workload = Workload { sequences: 1, positions, step_rows: chunk, wanted_rows: 1 };
     let mut engine = start(output, &compute, model, workload, text)?;
-    let system = args.system.as_deref();
+    converse(output, &mut engine, args.system.as_deref(), request)?;
+    write_trace(&engine, args.compute.trace.as_deref())
+}
+
+fn converse(
+    output: &Output,
+    engine: &mut Engine,
+    system: Option<&str>,
+    request: impl Fn(Prompt) -> Request,
+) -> Result<()> {
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     say(output, "Ctrl-C ends a reply, /clear starts anew, /exit or Ctrl-D leaves.");
     let start: Vec<_> = system.map(|text| Message::new("system", text)).into_iter().collect();

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder};
 use crate::args::{Output, Plan as Args};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::output::{write, write_json};
 
 /// Positions that a plan is made for where `--ctx` does not say.
@@ -49,6 +49,9 @@ struct SpeedReport {
 }
 
 pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
+    if args.compute.trace.is_some() {
+        return Err(Failure::Usage("--trace: a plan runs nothing that could be traced".to_owned()));
+    }
     let model = Model::open(&args.compute.model)?;
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,

@@ -98,6 +98,11 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     if matches!(prompts, Input::Chat) && output.json {
         return Err(Failure::Usage("--json needs a prompt: -p TEXT or --ids FILE".to_owned()));
     }
+    if matches!(prompts, Input::Chat) && args.raw {
+        return Err(Failure::Usage(
+            "--raw needs a prompt: a chat is what the template makes of it".to_owned(),
+        ));
+    }
     if matches!(&prompts, Input::Text(text) if text.is_empty()) {
         return Err(Failure::Usage("the prompt is empty".to_owned()));
     }

@@ -58,6 +58,7 @@ fn plan_from_headers() {
     assert!(json["seconds_per_token"].as_f64().unwrap() > 0.0);
     assert_eq!(json["disk"]["measured"], true);
     let table = run(args!["plan", demo()]).ok().out;
+    run(args!["plan", demo(), "--trace", "t.json"]).refused(2, "--trace");
     assert!(table.contains("all of it resident") && table.contains("smallest budget"), "{table}");
 }
 
