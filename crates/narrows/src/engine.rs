@@ -31,6 +31,17 @@ pub enum Context {
     Positions(usize),
 }
 
+impl Context {
+    /// Positions that a sequence may have at most.
+    #[must_use]
+    pub fn positions(self, architecture: &Architecture) -> usize {
+        match self {
+            Self::Positions(n) => n,
+            Self::Auto => architecture.max_positions.unwrap_or(usize::MAX),
+        }
+    }
+}
+
 /// Settings of an engine. Nothing is read or allocated before [`EngineBuilder::build`].
 #[derive(Clone, Debug)]
 #[must_use]
@@ -131,15 +142,6 @@ impl EngineBuilder {
         self.chunk.map_or_else(|| default_chunk(architecture), NonZeroUsize::get)
     }
 
-    /// Positions that a sequence may have at most, for `architecture`.
-    #[must_use]
-    pub fn max_positions(&self, architecture: &Architecture) -> usize {
-        match self.context {
-            Context::Positions(n) => n,
-            Context::Auto => architecture.max_positions.unwrap_or(usize::MAX),
-        }
-    }
-
     /// Decides from the headers alone where every weight will be, and predicts how long a pass will take.
     ///
     /// # Errors
@@ -186,16 +188,15 @@ impl EngineBuilder {
             reserved.push(budget.reserve("tokenizer", text.memory())?);
         }
 
-        let tiling = plan.tiling.clone();
+        let tiling = Arc::clone(&plan.tiling);
         // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
         let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
         let arena = Arena::new(&budget, "weights", plan.stream.arena, options)?;
-        let paths: Vec<_> = model.files().files().iter().map(|file| file.path.clone()).collect();
         let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
-        let reader = Reader::open(&paths, self.io, options)?;
+        let reader = Reader::open(&model.paths(), self.io, options)?;
         let notes = reader.notes().to_vec();
         let source = FileSource::new(reader, tiling.tiles.iter().map(|tile| tile.read).collect());
-        let names = tiling.clone();
+        let names = Arc::clone(&tiling);
         let options = StreamOptions {
             describe: Arc::new(move |tile| names.describe(tile.index())),
             trace: self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?,
@@ -364,10 +365,7 @@ impl Engine {
     /// Positions that a sequence may have at most.
     #[must_use]
     pub fn max_positions(&self) -> usize {
-        match self.context {
-            Context::Positions(n) => n,
-            Context::Auto => self.decoder.architecture().max_positions.unwrap_or(usize::MAX),
-        }
+        self.context.positions(self.decoder.architecture())
     }
 
     /// Refuses what cannot be computed before any work is done.

@@ -62,9 +62,8 @@ fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
     let budget = Budget::new(plan.budget);
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let arena = Arena::new(&budget, "measuring", Bytes(slot.get() * slots as u64), options)?;
-    let paths: Vec<_> = model.files().files().iter().map(|file| file.path.clone()).collect();
     let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
-    let mut reader = Reader::open(&paths, io, options)?;
+    let mut reader = Reader::open(&model.paths(), io, options)?;
     let mut free = Vec::new();
     for _ in 0..slots {
         free.push(Slot::new(arena.carve(slot.get() as usize)?));

@@ -1,7 +1,7 @@
 //! A model directory, opened: every weight of its architecture found and checked, nothing loaded yet.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use narrows_shard::{Bytes, Encoding, Layout, Reader, ShardLayout, Tensor, WeightFiles};
 
@@ -147,6 +147,11 @@ impl Model {
             Some(last) if last.weight == Weight::Head => last,
             _ => self.embedding(),
         }
+    }
+
+    /// The files that hold the weights, by the numbers that tensors have for them.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.files.files().iter().map(|file| file.path.clone()).collect()
     }
 
     pub(crate) fn reader(&self) -> Result<Reader> {

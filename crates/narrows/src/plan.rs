@@ -1,5 +1,7 @@
 //! What a request needs and what the plan makes of it.
 
+use std::sync::Arc;
+
 use narrows_shard::{Bytes, Encoding};
 use narrows_stream::{FileSource, Need, Slots, Speed};
 
@@ -35,6 +37,11 @@ impl Workload {
             step_rows,
             wanted_rows: prompts.len().min(step_rows),
         }
+    }
+
+    /// A step of no rows would never come to an end.
+    fn at_least_a_row(self) -> Self {
+        Self { step_rows: self.step_rows.max(1), wanted_rows: self.wanted_rows.max(1), ..self }
     }
 
     /// The logits of `rows` positions in sequences of up to `longest`, in steps of `chunk` rows.
@@ -80,7 +87,7 @@ pub struct Plan {
     pub kv: Bytes,
     /// Size of a tile at most; the end of the range where matrices are not cut.
     pub tile: Bytes,
-    pub(crate) tiling: Tiling,
+    pub(crate) tiling: Arc<Tiling>,
 }
 
 /// What a plan is made from besides the model.
@@ -96,23 +103,26 @@ pub(crate) struct Settings {
     pub(crate) speeds: Speeds,
 }
 
-/// Where weights stream: large enough for a disk to be at its speed with few slots, small enough for a few slots to be little memory.
+/// Where weights stream: large enough for a disk to be at its speed with few slots, small enough for a few
+/// slots to be little memory.
 const TILE: Bytes = Bytes::mib(8);
 
 impl Plan {
     /// Plans from headers alone: nothing is read, nothing allocated.
     pub(crate) fn new(model: &Model, settings: &Settings) -> Result<Self> {
+        if let Some(tile) = settings.tile {
+            return Self::with_tile(model, settings, tile);
+        }
         // What is never moved again need not be cut: threads meet once a matrix and not once a tile.
-        let whole = Self::with_tile(model, settings, settings.tile.unwrap_or(Bytes(u64::MAX)));
-        match whole {
-            Ok(plan) if plan.stream.all_resident() || settings.tile.is_some() => Ok(plan),
-            _ => Self::with_tile(model, settings, settings.tile.unwrap_or(TILE)),
+        match Self::with_tile(model, settings, Bytes(u64::MAX)) {
+            Ok(plan) if plan.stream.all_resident() => Ok(plan),
+            _ => Self::with_tile(model, settings, TILE),
         }
     }
 
     fn with_tile(model: &Model, settings: &Settings, tile: Bytes) -> Result<Self> {
         let a = model.architecture();
-        let w = settings.workload;
+        let w = settings.workload.at_least_a_row();
         let tiling = Tiling::new(model, tile);
         let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, false)).collect();
         let kv = a.kv_bytes(settings.kv_encoding, w.positions);
@@ -141,7 +151,7 @@ impl Plan {
             }
             error => error.into(),
         })?;
-        Ok(Self { stream, workload: w, budget: settings.budget, kv, tile, tiling })
+        Ok(Self { stream, workload: w, budget: settings.budget, kv, tile, tiling: Arc::new(tiling) })
     }
 
     /// Predicted seconds per token of decoding: a pass makes a token for each sequence.

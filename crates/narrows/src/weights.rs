@@ -1,5 +1,7 @@
 //! The weights as a pass asks for them: tiles from the stream, vectors and rows of the embedding from here.
 
+use std::sync::Arc;
+
 use narrows_cpu::{Cpu, Matrix, RowsMut};
 use narrows_shard::{Encoding, Reader};
 use narrows_staging::{Budget, Reservation};
@@ -13,7 +15,7 @@ use crate::tiling::{self, Tiling};
 /// All weights of a model.
 pub(crate) struct Weights {
     stream: Stream,
-    tiling: Tiling,
+    tiling: Arc<Tiling>,
     vectors: Vectors,
     embedding: Embedding,
 }
@@ -36,7 +38,7 @@ impl Weights {
     /// Reads the vectors and takes over the stream, which is reading the tiles already.
     pub(crate) fn new(
         model: &Model,
-        tiling: Tiling,
+        tiling: Arc<Tiling>,
         stream: Stream,
         cpu: &Cpu,
         budget: &Budget,

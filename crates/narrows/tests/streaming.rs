@@ -200,3 +200,18 @@ fn sessions_reuse_their_cache() {
         }
     }
 }
+
+/// A workload of nothing still has steps of a row, which end.
+#[test]
+fn a_workload_of_no_rows() {
+    let workload = Workload { sequences: 1, positions: 16, step_rows: 0, wanted_rows: 0 };
+    let mut engine = Engine::builder().workload(workload).build(Model::open(data("llama")).unwrap()).unwrap();
+    let mut rows = 0;
+    let tokens = [5, 6, 7];
+    let count = |_, _, _: &[f32]| {
+        rows += 1;
+        Ok(())
+    };
+    engine.score(&[ScoreInput { tokens: &tokens, wanted: 0..3 }], count).unwrap();
+    assert_eq!(rows, 3);
+}

@@ -31,7 +31,7 @@ pub(super) fn chat(
 ) -> Result<()> {
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        Context::Auto => model.architecture().max_positions.map_or(POSITIONS, |max| max.min(POSITIONS)),
+        Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
     // Nobody knows how long the conversation will be: memory for all of it is set aside.
     let compute = Compute { ctx: Context::Positions(positions), ..args.compute.clone() };

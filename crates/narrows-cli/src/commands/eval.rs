@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use narrows::{Context, Model, Text, Workload};
+use narrows::{Model, Text, Workload};
 use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder, start, write_trace};
@@ -26,11 +26,8 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let model = Model::open(&args.compute.model)?;
     let tokenizer = Arc::new(Text::read(model.dir())?);
     let tokens = tokenizer.encode(&text, true)?;
-    let made_for = match args.compute.ctx {
-        Context::Positions(n) => n,
-        Context::Auto => model.architecture().max_positions.unwrap_or(usize::MAX),
-    };
-    let window = args.window.unwrap_or_else(|| made_for.min(2048));
+    let positions = args.compute.ctx.positions(model.architecture());
+    let window = args.window.unwrap_or_else(|| positions.min(2048));
     let stride = args.stride.unwrap_or(window / 2);
     let longest = window.min(tokens.len());
     let windows = 1 + (tokens.len() - longest).div_ceil(stride.max(1));

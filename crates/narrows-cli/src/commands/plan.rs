@@ -55,7 +55,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     let model = Model::open(&args.compute.model)?;
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        Context::Auto => model.architecture().max_positions.map_or(POSITIONS, |max| max.min(POSITIONS)),
+        Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
     let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
     let builder = builder(&args.compute)?.workload(workload);

@@ -156,7 +156,7 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     let builder = builder(&args.compute)?;
     let a = model.architecture();
     let new = requests.first().map_or(0, |request| request.max_new_tokens);
-    let workload = Workload::generate(&lengths, new, builder.chunk_rows(a), builder.max_positions(a));
+    let workload = Workload::generate(&lengths, new, builder.chunk_rows(a), args.compute.ctx.positions(a));
     let mut engine = start(output, &args.compute, model, workload, text)?;
     generate(output, args, &mut engine, &requests)
 }
