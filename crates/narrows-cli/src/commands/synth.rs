@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use narrows::{Bytes, WeightSpec};
@@ -103,6 +104,8 @@ pub(crate) fn synth(output: &Output, args: &Synth) -> Result<()> {
             SafeTensorError::IoError(source) => failed(&path)(source),
             error => Failure::Other(format!("{}: {error}", path.display())),
         })?;
+        // Direct reads of pages that are not yet written wait for the writing: a model to measure with is on disk.
+        File::open(&path).and_then(|file| file.sync_all()).map_err(failed(&path))?;
         weight_map.extend(file.iter().map(|spec| (spec.name.clone(), name.clone())));
     }
     progress.into_inner().clear();
