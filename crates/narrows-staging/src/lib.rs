@@ -31,6 +31,7 @@
 
 mod arena;
 mod budget;
+pub mod device;
 mod error;
 #[cfg_attr(target_os = "linux", path = "mapping_linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "mapping_portable.rs")]
