@@ -152,10 +152,10 @@ __device__ __forceinline__ void mma_16x8x16<__half>(float (&d)[4], const uint32_
                                                     const uint32_t (&b)[2]) {
 #if NARROWS_ARCH >= 80
 #if defined(NARROWS_SOFTGPU)
-    softgpu::mma_m16n8k16_f16(d, a, b, d);
+    const float c[4] = {d[0], d[1], d[2], d[3]};
+    softgpu::mma_m16n8k16_f16(d, a, b, c);
 #else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -163,17 +163,17 @@ __device__ __forceinline__ void mma_16x8x16<__half>(float (&d)[4], const uint32_
 #elif NARROWS_ARCH >= 75
     // The first matrix units with this layout take half of the inner dimension at a time.
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int part = 0; part < 2; ++part) {
 #if defined(NARROWS_SOFTGPU)
-        const uint32_t a_half[2] = {a[2 * half], a[2 * half + 1]};
-        const uint32_t b_half[1] = {b[half]};
-        softgpu::mma_m16n8k8_f16(d, a_half, b_half, d);
+        const uint32_t a_half[2] = {a[2 * part], a[2 * part + 1]};
+        const uint32_t b_half[1] = {b[part]};
+        const float c[4] = {d[0], d[1], d[2], d[3]};
+        softgpu::mma_m16n8k8_f16(d, a_half, b_half, c);
 #else
-        asm volatile(
-            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
             "{%0, %1, %2, %3};\n"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+            : "r"(a[2 * part]), "r"(a[2 * part + 1]), "r"(b[part]));
 #endif
     }
 #endif
@@ -184,10 +184,10 @@ __device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&d)[4], const 
                                                            const uint32_t (&b)[2]) {
 #if NARROWS_ARCH >= 80
 #if defined(NARROWS_SOFTGPU)
-    softgpu::mma_m16n8k16_bf16(d, a, b, d);
+    const float c[4] = {d[0], d[1], d[2], d[3]};
+    softgpu::mma_m16n8k16_bf16(d, a, b, c);
 #else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
