@@ -10,16 +10,19 @@
 
 mod error;
 mod image;
+mod kv;
 mod swiglu;
 
 use narrows_shard::Encoding;
 use narrows_staging::device::{Device, DeviceSlice};
 
 pub use error::{Error, Result};
+pub use kv::{KvLayout, KvRow};
 
 /// All kernels, loaded on one device.
 pub struct Kernels {
     device: Device,
+    kv: kv::Kv,
     swiglu: swiglu::Swiglu,
 }
 
@@ -42,7 +45,11 @@ impl Kernels {
     /// [`Error::NotBuilt`], [`Error::DriverTooOld`], [`Error::Architecture`], or what the driver says.
     pub fn load(device: &Device) -> Result<Self> {
         let loader = image::Loader::new(device)?;
-        Ok(Self { device: device.clone(), swiglu: swiglu::Swiglu::load(&loader)? })
+        Ok(Self {
+            device: device.clone(),
+            kv: kv::Kv::load(&loader)?,
+            swiglu: swiglu::Swiglu::load(&loader)?,
+        })
     }
 
     /// The device that they are on.
