@@ -237,7 +237,7 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
 using Narrow = Tile<64, 32, 16, 32, 8, 6>;
 using Small = Tile<64, 64, 32, 32, 8, 4>;
 // For prompts: warps of 64x64, below which shared memory is slower than the matrix units.
-using Large = Tile<128, 128, 64, 64, 4, 4>;
+using Large = Tile<128, 128, 64, 64, 4, 3>;
 using Huge = Tile<256, 128, 64, 64, 4, 4>;
 
 #define GEMM(shape, Shape, Loader, encoding, T) \

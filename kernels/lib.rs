@@ -9,8 +9,10 @@
 //! that tensor cores take both as they are.
 
 mod error;
+mod gemm;
 mod image;
 mod kv;
+mod linear;
 mod swiglu;
 
 use narrows_shard::Encoding;
@@ -22,6 +24,7 @@ pub use kv::{KvLayout, KvRow};
 /// All kernels, loaded on one device.
 pub struct Kernels {
     device: Device,
+    gemm: gemm::Gemm,
     kv: kv::Kv,
     swiglu: swiglu::Swiglu,
 }
@@ -47,6 +50,7 @@ impl Kernels {
         let loader = image::Loader::new(device)?;
         Ok(Self {
             device: device.clone(),
+            gemm: gemm::Gemm::load(&loader)?,
             kv: kv::Kv::load(&loader)?,
             swiglu: swiglu::Swiglu::load(&loader)?,
         })
