@@ -52,6 +52,16 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+// Lets the compiler forget what it knows of a number, so that what is computed from it in a loop is computed
+// there, and not kept in registers from before it.
+__device__ __forceinline__ void forget(int& x) {
+#if !defined(NARROWS_SOFTGPU)
+    asm volatile("" : "+r"(x));
+#else
+    (void)x;
+#endif
+}
+
 // Two neighbours in memory as one word, rounded to nearest even.
 template <typename T>
 __device__ __forceinline__ uint32_t pack_two(float low, float high);
