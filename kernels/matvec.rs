@@ -33,7 +33,7 @@ pub(crate) struct Matvec {
     four: Variant,
     eight: Variant,
     one_any: Variant,
-    eight_any: Variant,
+    four_any: Variant,
 }
 
 impl Matvec {
@@ -48,7 +48,7 @@ impl Matvec {
             four: variant(&module, "matvec4", 4)?,
             eight: variant(&module, "matvec8", 4)?,
             one_any: variant(&module, "matvec1_any", 2)?,
-            eight_any: variant(&module, "matvec8_any", 2)?,
+            four_any: variant(&module, "matvec4_any", 2)?,
         })
     }
 }
@@ -70,31 +70,35 @@ impl Kernels {
         stride: usize,
     ) -> Result<()> {
         const THREADS: u32 = 128;
-        let params = MatvecParams {
-            matrix: matrix.address(),
-            x,
-            y,
-            stride: stride as u64,
-            row_bytes: matrix.row_bytes() as u64,
-            rows: narrow("the number of rows of a weight matrix", matrix.rows())?,
-            cols: narrow("the number of columns of a weight matrix", matrix.cols())?,
-            n: narrow("the number of rows of activations", n)?,
-            reserved: 0,
-        };
         // Rows of weights and of activations are equally long.
-        let wide = (params.matrix | params.x | params.row_bytes).is_multiple_of(16);
-        let variant = match (wide, n) {
-            (true, 1) => &self.matvec.one,
-            (true, 2) => &self.matvec.two,
-            (true, 3 | 4) => &self.matvec.four,
-            (true, _) => &self.matvec.eight,
-            (false, 1) => &self.matvec.one_any,
-            (false, _) => &self.matvec.eight_any,
+        let wide = (matrix.address() | x | matrix.row_bytes() as u64).is_multiple_of(16);
+        let (variant, at_once) = match (wide, n) {
+            (true, 1) => (&self.matvec.one, 1),
+            (true, 2) => (&self.matvec.two, 2),
+            (true, 3 | 4) => (&self.matvec.four, 4),
+            (true, _) => (&self.matvec.eight, Self::MATVEC_ROWS),
+            (false, 1) => (&self.matvec.one_any, 1),
+            (false, _) => (&self.matvec.four_any, 4),
         };
-        let blocks = narrow("the number of blocks", matrix.rows().div_ceil(variant.rows))?;
-        // SAFETY: The kernel reads `rows` rows of the matrix, which it has, and `n` rows of the same length at
-        // `x`, and writes `rows` elements from each of `n` rows at `y`: `linear` has checked that both have
-        // them.
-        unsafe { variant.kernels.get(matrix.encoding()).launch(stream, (blocks, 1, 1), THREADS, 0, &params) }
+        for first in (0..n).step_by(at_once) {
+            let params = MatvecParams {
+                matrix: matrix.address(),
+                x: x + (first * matrix.row_bytes()) as u64,
+                y: y + (first * stride * size_of::<f32>()) as u64,
+                stride: stride as u64,
+                row_bytes: matrix.row_bytes() as u64,
+                rows: narrow("the number of rows of a weight matrix", matrix.rows())?,
+                cols: narrow("the number of columns of a weight matrix", matrix.cols())?,
+                n: narrow("the number of rows of activations", at_once.min(n - first))?,
+                reserved: 0,
+            };
+            let grid = (narrow("the number of blocks", matrix.rows().div_ceil(variant.rows))?, 1, 1);
+            let kernel = variant.kernels.get(matrix.encoding());
+            // SAFETY: The kernel reads `rows` rows of the matrix, which it has, and `n` rows of the same length
+            // at `x`, and writes `rows` elements from each of `n` rows at `y`: `linear` has checked that both
+            // have them.
+            unsafe { kernel.launch(stream, grid, THREADS, 0, &params) }?;
+        }
+        Ok(())
     }
 }
