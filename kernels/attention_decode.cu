@@ -40,7 +40,7 @@ struct Eight {
     __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
         for (int i = 0; i < WORDS; ++i) {
-            words[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+            words[i] = load_once(reinterpret_cast<const uint4*>(from) + i);
         }
     }
     __device__ __forceinline__ void clear() {
@@ -314,10 +314,9 @@ __device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p)
 #pragma unroll
         for (int h = 0; h < GROUP; ++h) {
             if (h < heads) {
-                float4* to = reinterpret_cast<float4*>(
-                    p.sums + (first_part + uint64_t(h) * p.splits) * p.head_dim + lane * 8);
-                to[0] = make_float4(out[h][0], out[h][1], out[h][2], out[h][3]);
-                to[1] = make_float4(out[h][4], out[h][5], out[h][6], out[h][7]);
+                float* to = p.sums + (first_part + uint64_t(h) * p.splits) * p.head_dim + lane * 8;
+                store4(to, make_float4(out[h][0], out[h][1], out[h][2], out[h][3]));
+                store4(to + 4, make_float4(out[h][4], out[h][5], out[h][6], out[h][7]));
             }
         }
     }
@@ -400,11 +399,11 @@ __device__ __forceinline__ void attention_combine(const AttentionCombineParams& 
             sum.w += value.w;
             weights += of_weights[other * lanes + lane];
         }
-        Out* out = static_cast<Out*>(p.out) + head * p.head_dim + lane * 4;
-        out[0] = from_float<Out>(sum.x / weights);
-        out[1] = from_float<Out>(sum.y / weights);
-        out[2] = from_float<Out>(sum.z / weights);
-        out[3] = from_float<Out>(sum.w / weights);
+        sum.x /= weights;
+        sum.y /= weights;
+        sum.z /= weights;
+        sum.w /= weights;
+        store4(static_cast<Out*>(p.out) + head * p.head_dim + lane * 4, sum);
     }
 }
 

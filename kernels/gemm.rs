@@ -1,7 +1,7 @@
 use narrows_shard::Encoding;
 use narrows_staging::device::{DeviceSlice, Stream};
 
-use crate::error::{Error, Result, check_len, check_nonzero, narrow, product};
+use crate::error::{Error, Result, check_len, narrow, product};
 use crate::image::{self, Kernel, Loader, Params, PerEncoding};
 use crate::linear::{Matrix, RowsMut};
 use crate::{Kernels, elements};
@@ -120,27 +120,23 @@ impl Kernels {
     pub(crate) fn gemm(
         &self,
         stream: &Stream,
-        matrix: &Matrix,
+        matrix: &Matrix<'_>,
         x: &DeviceSlice,
         n: usize,
-        y: &RowsMut,
+        y: &RowsMut<'_>,
     ) -> Result<()> {
-        let Matrix { encoding, rows, cols, data } = matrix;
-        let (encoding, rows, cols) = (*encoding, *rows, *cols);
-        check_nonzero("the columns of a matrix", cols)?;
+        let (encoding, rows, cols) = (matrix.encoding(), matrix.rows(), matrix.cols());
         check_len("x", elements("x", x, encoding)?, product("x", &[n, cols])?)?;
-        check_len("a matrix", elements("a matrix", data, encoding)?, product("a matrix", &[rows, cols])?)?;
-        check_len("y", elements("y", &y.data, Encoding::F32)?, product("y", &[n, y.stride])?)?;
-        let end = y.first.checked_add(rows).ok_or(Error::Overflow { what: "the columns of y" })?;
-        if end > y.stride {
-            return Err(Error::Length { what: "the columns of y", expected: end, found: y.stride });
+        check_len("the result of a linear, in rows,", y.rows(), n)?;
+        if rows > y.width() {
+            let what = "the result of a linear, in columns,";
+            return Err(Error::Length { what, expected: rows, found: y.width() });
         }
         if n == 0 || rows == 0 {
             return Ok(());
         }
         // All rows of both start at multiples of 16 if the first does and they are as long.
-        let row_bytes = product("a row", &[cols, encoding.row_bytes(1).unwrap_or(1)])?;
-        let starts = row_bytes as u64 | data.address() | x.address();
+        let starts = matrix.row_bytes() as u64 | matrix.address() | x.address();
         let multiprocessors = self.device().multiprocessors() as usize;
         let shape = self.gemm.shape(Tile::choose(rows, n, multiprocessors), starts.is_multiple_of(16));
         let (blocks_x, blocks_weights) = shape.tile.blocks(rows, n);
@@ -149,17 +145,17 @@ impl Kernels {
             return Err(Error::Shape { what: "the rows of a matrix", found: rows, takes: "at most 4194240" });
         }
         let params = GemmParams {
-            weights: data.address(),
+            weights: matrix.address(),
             x: x.address(),
-            y: y.data.address() + y.first as u64 * size_of::<f32>() as u64,
-            stride: y.stride as u64,
+            y: y.address(0),
+            stride: y.stride() as u64,
             rows: narrow("the rows of a matrix", rows)?,
             cols: narrow("the columns of a matrix", cols)?,
             n: narrow("the rows of x", n)?,
             reserved: 0,
         };
-        // SAFETY: The kernel reads `rows * cols` elements of the matrix and `n * cols` of `x`, and writes the
-        // columns `first..first + rows` of `n` rows of `y`; all have as many, as was checked.
+        // SAFETY: The kernel reads `rows * cols` elements of the matrix, which has them (`Matrix`), and `n * cols`
+        // of `x`, and writes `rows` columns from the first on of `n` rows of `y`, as was checked.
         unsafe { shape.kernels.get(encoding).launch(stream, grid, shape.tile.threads, shape.shared, &params) }
     }
 }

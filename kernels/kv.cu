@@ -2,10 +2,9 @@
 #include "kv.cuh"
 
 struct KvWriteParams {
-    const float* k;  // [n, kv_heads * head_dim]
+    const float* k;  // [n, kv_heads * head_dim], a row per blockIdx.x
     const float* v;
     const KvRow* rows;  // [n]
-    uint64_t len;       // n * kv_heads * head_dim
     uint32_t kv_heads;
     uint32_t head_dim;
     uint32_t layer;
@@ -14,19 +13,30 @@ struct KvWriteParams {
 
 template <typename T>
 __device__ __forceinline__ void kv_write(const KvWriteParams& p) {
-    const uint64_t width = uint64_t(p.kv_heads) * p.head_dim;
-    const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
-    for (uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < p.len; i += stride) {
-        const KvRow row = p.rows[i / width];
-        // A cache that is full is left as it is: beyond it lies what belongs to somebody else.
-        if (row.position >= row.capacity) {
-            continue;
+    const KvRow row = p.rows[blockIdx.x];
+    // A cache that is full is left as it is: beyond it lies what belongs to somebody else.
+    if (row.position >= row.capacity) {
+        return;
+    }
+    const uint32_t width = p.kv_heads * p.head_dim;
+    const float* k = p.k + uint64_t(blockIdx.x) * width;
+    const float* v = p.v + uint64_t(blockIdx.x) * width;
+    const uint32_t first = blockIdx.y * blockDim.x + threadIdx.x;
+    const uint32_t stride = gridDim.y * blockDim.x;
+    const uint64_t at = uint64_t(row.position) * p.head_dim;
+    const bool wide = p.head_dim % 4 == 0 && multiples(16, address(p.k), address(p.v), row.base);
+    const uint32_t unit = wide ? 4 : 1;
+    for (uint32_t i = first * unit; i < width; i += stride * unit) {
+        const uint32_t head = i / p.head_dim;
+        T* key = kv_keys<T>(row, p.layer, p.kv_heads, p.head_dim, head) + at + i % p.head_dim;
+        T* value = kv_values<T>(row, p.layer, p.kv_heads, p.head_dim, head) + at + i % p.head_dim;
+        if (wide) {
+            store4(key, load4(k + i));
+            store4(value, load4(v + i));
+        } else {
+            *key = from_float<T>(k[i]);
+            *value = from_float<T>(v[i]);
         }
-        const uint32_t column = uint32_t(i % width);
-        const uint32_t head = column / p.head_dim;
-        const uint64_t at = uint64_t(row.position) * p.head_dim + column % p.head_dim;
-        kv_keys<T>(row, p.layer, p.kv_heads, p.head_dim, head)[at] = from_float<T>(p.k[i]);
-        kv_values<T>(row, p.layer, p.kv_heads, p.head_dim, head)[at] = from_float<T>(p.v[i]);
     }
 }
 

@@ -3,7 +3,7 @@ use narrows_staging::device::{DeviceSlice, Stream};
 
 use crate::error::{Result, check_len, check_nonzero, check_rows, narrow, product};
 use crate::image::{self, Kernel, Loader, Params, PerEncoding};
-use crate::{Kernels, elements};
+use crate::{Kernels, columns, elements};
 
 /// What one row of a step knows of the KV cache of its sequence; kernels read an array of these from device
 /// memory.
@@ -49,7 +49,6 @@ struct KvWriteParams {
     k: u64,
     v: u64,
     rows: u64,
-    len: u64,
     kv_heads: u32,
     head_dim: u32,
     layer: u32,
@@ -95,19 +94,19 @@ impl Kernels {
         let len = product("the keys", &[n, width])?;
         check_len("k", elements("k", k, Encoding::F32)?, len)?;
         check_len("v", elements("v", v, Encoding::F32)?, len)?;
+        narrow("a row of keys", width)?;
         let params = KvWriteParams {
             k: k.address(),
             v: v.address(),
             rows: rows.address(),
-            len: len as u64,
             kv_heads: narrow("the number of key-value heads", layout.kv_heads)?,
             head_dim: narrow("the head dimension", layout.head_dim)?,
             layer: narrow("the layer", layer)?,
             reserved: 0,
         };
-        let blocks = self.blocks(len, THREADS);
+        let grid = (narrow("the number of rows", n)?, columns(width.div_ceil(4), THREADS), 1);
         // SAFETY: The kernel reads `len` floats at `k` and `v` and `n` rows at `rows`, which have that many, as
         // was checked, and writes into the caches that the rows name, for which the caller vouches.
-        unsafe { self.kv.0.get(layout.encoding).launch(stream, (blocks, 1, 1), THREADS, 0, &params) }
+        unsafe { self.kv.0.get(layout.encoding).launch(stream, grid, THREADS, 0, &params) }
     }
 }
