@@ -82,7 +82,14 @@ fn shuffles_and_votes() {
     if SoftGpu::inside() {
         let (gpu, stream) = Gpu::with_stream();
         let out = stream.clone_htod(&vec![0i32; 9 * 32]).unwrap();
-        launch(&stream, &gpu.function("softgpu_shuffles"), 1, 32, 0, &Shuffle { out: address(&out, &stream) });
+        launch(
+            &stream,
+            &gpu.function("softgpu_shuffles"),
+            1,
+            32,
+            0,
+            &Shuffle { out: address(&out, &stream) },
+        );
         let out = stream.clone_dtoh(&out).unwrap();
         let votes = (0..32).filter(|lane| lane % 3 == 0).fold(0u32, |mask, lane| mask | 1 << lane);
         for lane in 0..32i32 {
@@ -123,8 +130,10 @@ fn run_mma(gpu: &Gpu, stream: &Stream, kind: u32) {
     let encode = if kind == 2 { to_bf16 } else { to_f16 };
     let value = |seed: usize| ((seed * 2654435761) >> 7 & 15) as f32 - 7.0;
     let a: Vec<Vec<f32>> = (0..16).map(|row| (0..k).map(|col| value(row * 31 + col)).collect()).collect();
-    let b: Vec<Vec<f32>> = (0..k).map(|row| (0..8).map(|col| value(1000 + row * 8 + col)).collect()).collect();
-    let c: Vec<Vec<f32>> = (0..16).map(|row| (0..8).map(|col| value(5000 + row * 8 + col)).collect()).collect();
+    let b: Vec<Vec<f32>> =
+        (0..k).map(|row| (0..8).map(|col| value(1000 + row * 8 + col)).collect()).collect();
+    let c: Vec<Vec<f32>> =
+        (0..16).map(|row| (0..8).map(|col| value(5000 + row * 8 + col)).collect()).collect();
     let (mut ra, mut rb, mut rc) = (vec![0u32; 128], vec![0u32; 64], vec![0f32; 128]);
     for lane in 0..32 {
         let (group, in_group) = (lane / 4, lane % 4);
@@ -144,7 +153,14 @@ fn run_mma(gpu: &Gpu, stream: &Stream, kind: u32) {
     let (da, db, dd) =
         (stream.clone_htod(&ra).unwrap(), stream.clone_htod(&rb).unwrap(), stream.clone_htod(&rc).unwrap());
     let [a_at, b_at, d_at] = [address(&da, stream), address(&db, stream), address(&dd, stream)];
-    launch(stream, &gpu.function("softgpu_mma"), 1, 32, 0, &Mma { a: a_at, b: b_at, d: d_at, kind, reserved: 0 });
+    launch(
+        stream,
+        &gpu.function("softgpu_mma"),
+        1,
+        32,
+        0,
+        &Mma { a: a_at, b: b_at, d: d_at, kind, reserved: 0 },
+    );
     let d = stream.clone_dtoh(&dd).unwrap();
     for lane in 0..32 {
         for i in 0..4 {

@@ -36,6 +36,8 @@ extern "C" __global__ void softgpu_host_pointer(const FaultParams p) {
 
 extern "C" __global__ void softgpu_missing_barrier(const FaultParams p) {
     __shared__ float values[256];
+    values[threadIdx.x] = 0.0f;
+    __syncthreads();
     values[threadIdx.x] = p.data[threadIdx.x];
     if (!p.fault) __syncthreads();
     p.out[threadIdx.x] = values[(threadIdx.x + 64) % blockDim.x];
@@ -43,6 +45,8 @@ extern "C" __global__ void softgpu_missing_barrier(const FaultParams p) {
 
 extern "C" __global__ void softgpu_missing_syncwarp(const FaultParams p) {
     __shared__ float values[32];
+    values[threadIdx.x] = 0.0f;
+    __syncwarp();
     values[threadIdx.x] = p.data[threadIdx.x];
     if (!p.fault) __syncwarp();
     p.out[threadIdx.x] = values[31 - threadIdx.x];
