@@ -3,6 +3,7 @@
 // kernels, so that the calls are direct.
 #include "machine.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "collectives.h"
@@ -233,15 +234,20 @@ struct Pending {
 };
 
 struct Asynchronous {
-    uint32_t interval = 0;
-    uint32_t committed = 0;
-    uint32_t count = 0;
+    uint32_t interval;
+    uint32_t committed;
+    uint32_t count;
     Pending copies[256];
 };
 
-Asynchronous asynchronous[1024];
+// On the heap: the zeroed part of a library is what its kernels share.
+Asynchronous* asynchronous;
 
 Asynchronous& mine() {
+    if (!asynchronous) {
+        asynchronous = static_cast<Asynchronous*>(calloc(1024, sizeof(Asynchronous)));
+        if (!asynchronous) abort();
+    }
     Asynchronous& state = asynchronous[machine->thread];
     if (state.interval != machine->block_interval) {
         state.interval = machine->block_interval;

@@ -91,7 +91,9 @@ pub(crate) extern "C" fn race(address: usize, bytes: u32, access: u32, cell: *co
     };
     // SAFETY: null, or a cell of the processor's table, which only this thread uses.
     let Some(cell) = (unsafe { cell.as_ref() }) else {
-        fault::kernel(&format!("reads {bytes} bytes at {what} that the block has not written"));
+        fault::kernel(&format!(
+            "reads {bytes} bytes at {what} that the block has not written (never, or a barrier is missing)"
+        ));
     };
     let interval = state.machine.interval;
     if cell.write_flags & WRITE_IN_FLIGHT != 0 {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::fault;
 use super::machine::{Cell, Entry, Machine};
+use super::memory::reserve;
 
 /// One `.cu`, compiled for one architecture.
 pub(crate) struct Image {
@@ -99,6 +100,7 @@ fn open_one(image: &Image, machine: *mut Machine, index: usize) -> Result<Librar
         entry = next;
     }
     let start = bounds[1] & !15;
-    let cells = vec![Cell::default(); (bounds[2] - start) / 4 + 1].leak().as_mut_ptr() as usize;
+    let cells = reserve(((bounds[2] - start) / 4 + 1) * size_of::<Cell>())
+        .ok_or("no room for what is known of it")?;
     Ok(Library { image: bounds[0]..bounds[2], shared: start..bounds[2], cells, kernels })
 }
