@@ -124,7 +124,7 @@ impl Plan {
         let a = model.architecture();
         let w = settings.workload.at_least_a_row();
         let tiling = Tiling::new(model, tile);
-        let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, false)).collect();
+        let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, narrows_stream::Access::Walked)).collect();
         let kv = a.kv_bytes(settings.kv_encoding, w.positions);
         let vectors = model.vectors().map(|located| 4 * located.tensor.shape[0] as u64).sum();
         let mut needs = vec![

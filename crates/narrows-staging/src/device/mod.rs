@@ -4,6 +4,7 @@
 //! program built with this starts on a machine without one. Nothing here allocates behind the caller's back or
 //! waits for the device unless its documentation says so.
 
+mod copier;
 mod error;
 mod memory;
 mod stream;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use narrows_bytes::Bytes;
 
+pub use copier::{Copied, Copier, DeviceRegion, Source};
 pub use error::DeviceError;
 use error::Doing as _;
 pub use memory::{Carving, DeviceArena, DeviceSlice};
