@@ -94,7 +94,14 @@ pub(crate) struct State {
     cursor: u64,
     demanded: VecDeque<(u64, TileId)>,
     pending: HashMap<u64, Pending>,
-    pub(crate) next_tag: u64,
+    next_tag: u64,
+}
+
+impl State {
+    /// Nothing done yet; reads are numbered from `next_tag`.
+    pub(crate) fn counting_from(next_tag: u64) -> Self {
+        Self { next_tag, ..Self::default() }
+    }
 }
 
 impl<S: TileSource<M>, M: Memory> Reader<S, M> {

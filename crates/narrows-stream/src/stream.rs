@@ -197,7 +197,7 @@ impl<M: Memory> Stream<M> {
             requests: requested,
             deliveries: delivered,
             shared: shared.clone(),
-            state: State { next_tag, ..State::default() },
+            state: State::counting_from(next_tag),
         };
         let name = std::any::type_name::<M>().rsplit("::").next().unwrap_or_default().to_owned();
         let thread = thread::Builder::new().name(name).spawn(|| reader.run());
