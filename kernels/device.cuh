@@ -51,3 +51,37 @@ __device__ __forceinline__ float warp_sum(float x) {
     }
     return x;
 }
+
+// Sixteen bytes that are read once and by nobody else: they need not stay in the nearest cache, whose room is
+// for what is read again and again.
+__device__ __forceinline__ uint4 load_once(const void* at) {
+#if !defined(NARROWS_SOFTGPU) && NARROWS_ARCH >= 70
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(at));
+    return v;
+#else
+    return __ldcs(static_cast<const uint4*>(at));
+#endif
+}
+
+// Whether all of these addresses and sizes are multiples of `unit`, a power of two.
+template <typename... T>
+__device__ __forceinline__ bool multiples(uint64_t unit, T... values) {
+    return ((uint64_t(values) | ...) & (unit - 1)) == 0;
+}
+
+__device__ __forceinline__ uint64_t address(const void* at) { return reinterpret_cast<uint64_t>(at); }
+
+// Four neighbours as one load or store, at a multiple of their size.
+__device__ __forceinline__ float4 load4(const float* at) { return *reinterpret_cast<const float4*>(at); }
+__device__ __forceinline__ void store4(float* at, float4 v) { *reinterpret_cast<float4*>(at) = v; }
+__device__ __forceinline__ uint32_t bits(__half x) { return __half_raw(x).x; }
+__device__ __forceinline__ uint32_t bits(__nv_bfloat16 x) { return __nv_bfloat16_raw(x).x; }
+template <typename T>
+__device__ __forceinline__ void store4(T* at, float4 v) {
+    const uint32_t low = bits(from_float<T>(v.x)) | bits(from_float<T>(v.y)) << 16;
+    const uint32_t high = bits(from_float<T>(v.z)) | bits(from_float<T>(v.w)) << 16;
+    *reinterpret_cast<uint2*>(at) = make_uint2(low, high);
+}

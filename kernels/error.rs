@@ -51,6 +51,12 @@ pub enum Error {
         /// The length.
         found: usize,
     },
+    /// A product of sizes is more than the address space.
+    #[error("the size of {what} overflows")]
+    Overflow {
+        /// Which.
+        what: &'static str,
+    },
     /// A size that the kernel cannot do.
     #[error("{what} is {found}; the kernel takes {takes}")]
     Shape {
@@ -93,5 +99,23 @@ pub(crate) fn check_rows(what: &'static str, found: usize, row: usize) -> Result
     match (found.checked_div(row), found.checked_rem(row)) {
         (Some(rows), Some(0)) => Ok(rows),
         _ => Err(Error::Ragged { what, unit: row, found }),
+    }
+}
+
+/// `Ok` where there is at least one.
+pub(crate) fn check_nonzero(what: &'static str, found: usize) -> Result<()> {
+    if found > 0 { Ok(()) } else { Err(Error::Shape { what, found, takes: "at least 1" }) }
+}
+
+/// The product of sizes that a caller chose.
+pub(crate) fn product(what: &'static str, sizes: &[usize]) -> Result<usize> {
+    sizes.iter().try_fold(1_usize, |n, &size| n.checked_mul(size)).ok_or(Error::Overflow { what })
+}
+
+/// A size as kernels take it. No more than fits an `int`, so that they may add to it.
+pub(crate) fn narrow(what: &'static str, found: usize) -> Result<u32> {
+    match u32::try_from(found) {
+        Ok(size) if size <= i32::MAX as u32 => Ok(size),
+        _ => Err(Error::Shape { what, found, takes: "at most 2147483647" }),
     }
 }

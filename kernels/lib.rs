@@ -8,19 +8,39 @@
 //! Activations are f32, except where they go into a matrix product: those are in the encoding of the matrix, so
 //! that tensor cores take both as they are.
 
+mod add;
+mod argmax;
+mod embed;
 mod error;
 mod image;
+mod kv;
+mod linear;
+mod matvec;
+pub mod reference;
+mod rms_norm;
+mod rope;
 mod swiglu;
+mod top_k;
 
 use narrows_shard::Encoding;
 use narrows_staging::device::{Device, DeviceSlice};
 
 pub use error::{Error, Result};
+pub use kv::{KvLayout, KvRow};
+pub use linear::{Matrix, RowsMut};
 
 /// All kernels, loaded on one device.
 pub struct Kernels {
     device: Device,
+    add: add::Add,
+    argmax: argmax::Argmax,
+    embed: embed::Embed,
+    kv: kv::Kv,
+    matvec: matvec::Matvec,
+    rms_norm: rms_norm::RmsNorm,
+    rope: rope::Rope,
     swiglu: swiglu::Swiglu,
+    top_k: top_k::TopK,
 }
 
 impl Kernels {
@@ -42,7 +62,18 @@ impl Kernels {
     /// [`Error::NotBuilt`], [`Error::DriverTooOld`], [`Error::Architecture`], or what the driver says.
     pub fn load(device: &Device) -> Result<Self> {
         let loader = image::Loader::new(device)?;
-        Ok(Self { device: device.clone(), swiglu: swiglu::Swiglu::load(&loader)? })
+        Ok(Self {
+            device: device.clone(),
+            add: add::Add::load(&loader)?,
+            argmax: argmax::Argmax::load(&loader)?,
+            embed: embed::Embed::load(&loader)?,
+            kv: kv::Kv::load(&loader)?,
+            matvec: matvec::Matvec::load(&loader)?,
+            rms_norm: rms_norm::RmsNorm::load(&loader)?,
+            rope: rope::Rope::load(&loader)?,
+            swiglu: swiglu::Swiglu::load(&loader)?,
+            top_k: top_k::TopK::load(&loader)?,
+        })
     }
 
     /// The device that they are on.
@@ -57,6 +88,12 @@ impl Kernels {
         let needed = u32::try_from(len.div_ceil(threads as usize)).unwrap_or(u32::MAX);
         needed.min(self.device.multiprocessors().max(1) * BLOCKS_PER_MULTIPROCESSOR)
     }
+}
+
+/// Blocks that go over `len` columns of a row in strides, a row each of the grid's other dimension.
+fn columns(len: usize, threads: u32) -> u32 {
+    const MOST: usize = 1 << 15;
+    len.div_ceil(threads as usize).min(MOST) as u32
 }
 
 /// How many elements of `encoding` a range holds.

@@ -43,7 +43,7 @@ impl Kernels {
         check_len("out", elements("out", out, encoding)?, len)?;
         let params =
             SwigluParams { gate: gate.address(), up: up.address(), out: out.address(), len: len as u64 };
-        let blocks = self.blocks(len, THREADS);
+        let blocks = self.blocks(len.div_ceil(4), THREADS);
         // SAFETY: The kernel reads `len` floats at `gate` and `up` and writes as many elements at `out`, which
         // have that many, as was checked.
         unsafe { self.swiglu.0.get(encoding).launch(stream, (blocks, 1, 1), THREADS, 0, &params) }
