@@ -7,6 +7,7 @@
 mod copier;
 mod error;
 mod memory;
+mod pool;
 mod stream;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use copier::{Copied, Copier, DeviceRegion, Source};
 pub use error::DeviceError;
 use error::Doing as _;
 pub use memory::{Carving, DeviceArena, DeviceSlice};
+pub use pool::{DevicePool, Pooled};
 pub use stream::{Event, Priority, Stream};
 
 /// What ranges of device memory start at a multiple of: what the driver aligns its own allocations to, and
