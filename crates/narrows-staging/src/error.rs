@@ -95,6 +95,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A device cannot do it.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// The threads that read cannot be started.
     #[error("cannot start the reader threads: {0}")]
     Threads(io::Error),

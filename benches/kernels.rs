@@ -1,0 +1,417 @@
+//! Kernels beside the bandwidth that this device's memory has: `cargo bench -p narrows-kernels --bench kernels`.
+//!
+//! Every figure is the median of several series of launches between two events of the stream. The operands of a
+//! series rotate through more memory than four times the second-level cache, so that nothing is found there
+//! again. `--json FILE` writes the figures down, `--only WORD` takes the cases whose name has that word.
+//!
+//! A new operation is a function that pushes its [`Case`]s, and a line in [`cases`].
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a benchmark is for")]
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use cudarc::driver::sys::CUdevice_attribute;
+use half::{bf16, f16};
+use narrows_bytes::Bytes;
+use narrows_kernels::{Kernels, KvLayout, KvRow, Matrix, RowsMut};
+use narrows_shard::Encoding;
+use narrows_staging::Budget;
+use narrows_staging::device::{Carving, Device, DeviceArena, DeviceSlice, Event, Priority, Stream};
+use serde_json::json;
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// Series of launches, of which the median counts.
+const SERIES: usize = 9;
+/// A series takes at least so long, so that starting and ending it does not count.
+const SERIES_SECONDS: f64 = 0.02;
+/// What matrices are cut out of: the largest, a head in f32, has this size.
+const POOL: usize = 4_300_000_000;
+
+/// One line of the table.
+struct Case {
+    operation: &'static str,
+    /// What is computed: shapes and encodings.
+    what: String,
+    /// Bytes that must be read and written.
+    bytes: usize,
+    /// Floating-point operations, a multiplication and an addition being two.
+    flops: usize,
+    /// Does it once, on the operands number `turn` of those that rotate.
+    run: Box<dyn Fn(usize) -> Result<()>>,
+}
+
+/// The device and what all cases share.
+struct Bench {
+    device: Device,
+    stream: Stream,
+    kernels: Rc<Kernels>,
+    /// Memory to cut operands out of, and one bigger than any cache.
+    pool: DeviceSlice,
+    cache: usize,
+    /// The software driver runs everything in small, to show that it runs.
+    software: bool,
+}
+
+struct Figure {
+    seconds: f64,
+    gigabytes: f64,
+}
+
+fn main() -> ExitCode {
+    let run = || -> Result<()> {
+        let (mut json_file, mut only) = (None, None);
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--json" => json_file = Some(PathBuf::from(arguments.next().ok_or("--json needs a file")?)),
+                "--only" => only = Some(arguments.next().ok_or("--only needs a word")?),
+                "--bench" => {} // from cargo
+                other => return Err(format!("unknown argument {other}; there are --json and --only").into()),
+            }
+        }
+        let report = Bench::open()?.measure(only.as_deref())?;
+        if let Some(file) = json_file {
+            std::fs::write(&file, serde_json::to_vec_pretty(&report)?)?;
+            println!("written to {}", file.display());
+        }
+        Ok(())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kernels: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Bench {
+    fn open() -> Result<Self> {
+        let device = Device::open(0)?;
+        let software = device.name().contains("software");
+        let stream = Stream::new(&device, Priority::Normal)?;
+        let kernels = Rc::new(Kernels::load(&device)?);
+        let cache = device.context().attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
+        let cache = usize::try_from(cache)?;
+        let free = usize::try_from(device.free()?.get())?;
+        let len = if software { 1 << 22 } else { POOL.min(free / 2) / 256 * 256 };
+        let pool = range(&device, len)?;
+        Ok(Self { device, stream, kernels, pool, cache, software })
+    }
+
+    fn measure(&self, only: Option<&str>) -> Result<serde_json::Value> {
+        let (major, minor) = self.device.compute_capability();
+        if self.software {
+            println!("software driver: no figures of a GPU");
+        }
+        println!(
+            "{}, compute capability {major}.{minor}, {} multiprocessors, {} MiB of second-level cache, driver {}.{}",
+            self.device.name(),
+            self.device.multiprocessors(),
+            self.cache >> 20,
+            self.device.driver_version() / 1000,
+            self.device.driver_version() % 1000 / 10,
+        );
+        let copy = self.copy()?;
+        println!("copy within the device, read and written: {:.1} GB/s\n", copy.gigabytes);
+        println!(
+            "{:<14} {:<38} {:>10} {:>10} {:>8} {:>9}",
+            "operation", "of", "us", "GB/s", "% copy", "TFLOP/s"
+        );
+        let mut figures = Vec::new();
+        let mut measure_all = |cases: Vec<Case>| -> Result<()> {
+            for case in cases {
+                if only.is_some_and(|word| !case.operation.contains(word) && !case.what.contains(word)) {
+                    continue;
+                }
+                let figure = self.time(case.bytes, &case.run)?;
+                let percent = 100.0 * figure.gigabytes / copy.gigabytes;
+                let teraflops = case.flops as f64 / figure.seconds / 1e12;
+                println!(
+                    "{:<14} {:<38} {:>10.2} {:>10.1} {percent:>8.1} {teraflops:>9.2}",
+                    case.operation,
+                    case.what,
+                    figure.seconds * 1e6,
+                    figure.gigabytes,
+                );
+                figures.push(json!({
+                    "operation": case.operation, "of": case.what, "bytes": case.bytes, "flops": case.flops,
+                    "seconds": figure.seconds, "gigabytes_per_second": figure.gigabytes,
+                    "percent_of_copy": percent, "teraflops": teraflops,
+                }));
+            }
+            Ok(())
+        };
+        cases(self, &mut measure_all)?;
+        Ok(json!({
+            "device": self.device.name(),
+            "software_driver": self.software,
+            "compute_capability": format!("{major}.{minor}"),
+            "driver": self.device.driver_version(),
+            "toolkit": Kernels::toolkit(),
+            "multiprocessors": self.device.multiprocessors(),
+            "cache_bytes": self.cache,
+            "copy_gigabytes_per_second": copy.gigabytes,
+            "cases": figures,
+        }))
+    }
+
+    /// The yardstick: the driver's own copy, of as much as there is room for, up to 1 GiB.
+    fn copy(&self) -> Result<Figure> {
+        let len = (self.pool.len() / 2).min(1 << 30) / 256 * 256;
+        let (from, to) = (self.pool.slice(0..len)?, self.pool.slice(len..2 * len)?);
+        self.stream.zero(&self.pool)?;
+        let stream = self.stream.clone();
+        self.time(2 * len, &move |_| Ok(stream.copy(&from, &to)?))
+    }
+
+    fn time(&self, bytes: usize, run: &dyn Fn(usize) -> Result<()>) -> Result<Figure> {
+        let (start, end) = (Event::timed(&self.device)?, Event::timed(&self.device)?);
+        let mut turn = 0;
+        let mut series = |launches: usize| -> Result<f64> {
+            start.record(&self.stream)?;
+            for _ in 0..launches {
+                run(turn)?;
+                turn += 1;
+            }
+            end.record(&self.stream)?;
+            end.synchronize()?;
+            Ok(start.until(&end)?.as_secs_f64() / launches as f64)
+        };
+        if self.software {
+            let seconds = series(1)?.max(f64::MIN_POSITIVE);
+            return Ok(Figure { seconds, gigabytes: bytes as f64 / seconds / 1e9 });
+        }
+        series(3)?;
+        let estimate = series(10)?;
+        let launches = ((SERIES_SECONDS / estimate.max(1e-7)) as usize).clamp(4, 20_000);
+        let mut times = (0..SERIES).map(|_| series(launches)).collect::<Result<Vec<_>>>()?;
+        times.sort_by(f64::total_cmp);
+        let seconds = times[SERIES / 2];
+        Ok(Figure { seconds, gigabytes: bytes as f64 / seconds / 1e9 })
+    }
+
+    /// How many sets of operands of `bytes` rotate.
+    fn rotation(&self, bytes: usize) -> usize {
+        (4 * self.cache / bytes.max(1) + 1).min(self.pool.len() / bytes.max(1)).max(1)
+    }
+
+    /// The pool full of numbers in -1..1.
+    fn fill(&self, encoding: Encoding) -> Result<()> {
+        let block = encode(encoding, &noise(1, (1 << 22).min(self.pool.len()) / 4));
+        let mut filled = block.len().min(self.pool.len());
+        self.stream.upload(&block[..filled], &self.pool.slice(0..filled)?)?;
+        while filled < self.pool.len() {
+            let more = filled.min(self.pool.len() - filled);
+            self.stream.copy(&self.pool.slice(0..more)?, &self.pool.slice(filled..filled + more)?)?;
+            filled += more;
+        }
+        Ok(())
+    }
+
+    fn f32s(&self, values: &[f32]) -> Result<DeviceSlice> {
+        let to = range(&self.device, values.len() * 4)?;
+        self.stream.upload(bytemuck::cast_slice(values), &to)?;
+        Ok(to)
+    }
+}
+
+/// Hands over every case, those of one operation at a time: what they need is freed before the next.
+fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Result<()> {
+    for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
+        bench.fill(encoding)?;
+        measure(matvec(bench, encoding)?)?;
+    }
+    bench.fill(Encoding::F32)?;
+    for n in if bench.software { [2, 4] } else { [512, 4096] } {
+        measure(elementwise(bench, n)?)?;
+    }
+    measure(searches(bench)?)
+}
+
+/// The matrices of Llama 70B.
+fn matvec(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    let rows_of_x = if encoding == Encoding::Bf16 { &[1, 2, 4, 8][..] } else { &[1] };
+    for (rows, cols) in [(8192, 8192), (28_672, 8192), (8192, 28_672), (1024, 8192), (128_256, 8192)] {
+        let (rows, cols) = if bench.software { (rows / 512, cols / 16) } else { (rows, cols) };
+        let len = encoding.row_bytes(rows * cols).ok_or("overflow")?;
+        if len > bench.pool.len() {
+            println!("{encoding} [{rows}, {cols}] does not fit into half of what is free");
+            continue;
+        }
+        for &n in rows_of_x {
+            let turns = bench.rotation(len);
+            let x = range(&bench.device, encoding.row_bytes(n * cols).ok_or("overflow")?)?;
+            bench.stream.upload(&encode(encoding, &noise(2, n * cols)), &x)?;
+            let y = range(&bench.device, n * rows * 4)?;
+            let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
+            let weights: Vec<_> =
+                (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
+            cases.push(Case {
+                operation: "matvec",
+                what: format!("{encoding} [{rows}, {cols}] x {n}"),
+                bytes: len + x.len() + y.len(),
+                flops: 2 * rows * cols * n,
+                run: Box::new(move |turn| {
+                    let matrix = Matrix::new(&weights[turn % turns], encoding, rows, cols)?;
+                    Ok(kernels.linear(&stream, &matrix, &x, &RowsMut::new(&y, rows, 0)?)?)
+                }),
+            });
+        }
+    }
+    Ok(cases)
+}
+
+/// What is done to `n` rows of activations of Llama 70B.
+fn elementwise(bench: &Bench, n: usize) -> Result<Vec<Case>> {
+    const HEADS: usize = 64;
+    const KV_HEADS: usize = 8;
+    const HEAD_DIM: usize = 128;
+    let (hidden, intermediate) = (HEADS * HEAD_DIM, 28_672);
+    let mut cases = Vec::new();
+    let out = Encoding::Bf16;
+    let mut push = |operation, what, bytes, run: Box<dyn Fn(usize) -> Result<()>>| {
+        cases.push(Case { operation, what, bytes, flops: 0, run });
+    };
+    // Operands of one turn lie one after the other in the pool.
+    let sets = |lens: &[usize]| -> Result<Vec<Vec<DeviceSlice>>> {
+        let total: usize = lens.iter().sum();
+        (0..bench.rotation(total))
+            .map(|turn| {
+                let mut at = turn * total;
+                lens.iter()
+                    .map(|len| {
+                        at += len;
+                        Ok(bench.pool.slice(at - len..at)?)
+                    })
+                    .collect()
+            })
+            .collect()
+    };
+    let (kernels, stream) = (&bench.kernels, &bench.stream);
+
+    let weight = bench.f32s(&vec![1.0; hidden])?;
+    let (rows, rows_out) = (n * hidden * 4, n * hidden * 2);
+    for with_delta in [false, true] {
+        let (sets, kernels, stream, weight) =
+            (sets(&[rows, rows, rows_out])?, kernels.clone(), stream.clone(), weight.clone());
+        let bytes = rows + rows_out + if with_delta { 2 * rows } else { 0 };
+        let what = format!("[{n}, {hidden}]{}", if with_delta { ", sum" } else { "" });
+        let run = move |turn: usize| {
+            let [x, delta, to] = &sets[turn % sets.len()][..] else { return Ok(()) };
+            let delta = with_delta.then_some(delta);
+            Ok(kernels.rms_norm(&stream, x, delta, &weight, 1e-5, out, to)?)
+        };
+        push("rms_norm", what, bytes, Box::new(run));
+    }
+
+    let (heads, head_weight) = (sets(&[rows])?, bench.f32s(&[1.0; HEAD_DIM])?);
+    let (own, queue) = (kernels.clone(), stream.clone());
+    let run = move |turn: usize| {
+        Ok(own.rms_norm_in_place(&queue, &heads[turn % heads.len()][0], &head_weight, 1e-5)?)
+    };
+    push("head_norm", format!("[{n}, {HEADS}, {HEAD_DIM}]"), 2 * rows, Box::new(run));
+
+    let angles = noise(3, n * HEAD_DIM / 2);
+    let cos = bench.f32s(&angles.iter().map(|a| a.cos()).collect::<Vec<_>>())?;
+    let sin = bench.f32s(&angles.iter().map(|a| a.sin()).collect::<Vec<_>>())?;
+    let (heads, own, queue) = (sets(&[rows])?, kernels.clone(), stream.clone());
+    let bytes = 2 * rows + cos.len() + sin.len();
+    let run = move |turn: usize| {
+        Ok(own.rope(&queue, &heads[turn % heads.len()][0], HEADS, HEAD_DIM, &cos, &sin)?)
+    };
+    push("rope", format!("[{n}, {HEADS}, {HEAD_DIM}]"), bytes, Box::new(run));
+
+    let (wide, wide_out) = (n * intermediate * 4, n * intermediate * 2);
+    let (gates, own, queue) = (sets(&[wide, wide, wide_out])?, kernels.clone(), stream.clone());
+    let run = move |turn: usize| {
+        let [gate, up, to] = &gates[turn % gates.len()][..] else { return Ok(()) };
+        Ok(own.swiglu(&queue, gate, up, out, to)?)
+    };
+    push("swiglu", format!("[{n}, {intermediate}]"), 2 * wide + wide_out, Box::new(run));
+
+    let (sums, own, queue) = (sets(&[rows, rows])?, kernels.clone(), stream.clone());
+    let run = move |turn: usize| {
+        let [a, x] = &sums[turn % sums.len()][..] else { return Ok(()) };
+        Ok(own.add(&queue, a, x)?)
+    };
+    push("add", format!("[{n}, {hidden}]"), 3 * rows, Box::new(run));
+
+    let layout = KvLayout { encoding: Encoding::Bf16, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+    let width = KV_HEADS * HEAD_DIM;
+    let cache = range(&bench.device, layout.layer_bytes(n).ok_or("overflow")?)?;
+    let places: Vec<_> =
+        (0..n as u32).map(|position| KvRow { base: cache.address(), capacity: n as u32, position }).collect();
+    let device_rows = range(&bench.device, n * size_of::<KvRow>())?;
+    stream.upload(bytemuck::cast_slice(&places), &device_rows)?;
+    let (kv, own, queue) = (sets(&[n * width * 4, n * width * 4])?, kernels.clone(), stream.clone());
+    let bytes = 2 * n * width * 4 + cache.len();
+    let run = move |turn: usize| {
+        let _kept = &cache;
+        let [k, v] = &kv[turn % kv.len()][..] else { return Ok(()) };
+        Ok(own.kv_write(&queue, k, v, &device_rows, &layout, 0)?)
+    };
+    push("kv_write", format!("[{n}, {KV_HEADS}, {HEAD_DIM}]"), bytes, Box::new(run));
+    Ok(cases)
+}
+
+/// What is looked for in logits. One row is one block: these are times, not bandwidths.
+fn searches(bench: &Bench) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    let mut push = |n: usize, cols: usize, k: usize| -> Result<()> {
+        let logits = bench.f32s(&noise(4, n * cols))?;
+        let (values, indices) = (range(&bench.device, n * k * 4)?, range(&bench.device, n * k * 4)?);
+        let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
+        cases.push(Case {
+            operation: if k == 0 { "argmax" } else { "top_k" },
+            what: if k == 0 { format!("[{n}, {cols}]") } else { format!("{k} of [{n}, {cols}]") },
+            bytes: n * cols * 4,
+            flops: 0,
+            run: if k == 0 {
+                let out = range(&bench.device, n * 4)?;
+                Box::new(move |_| Ok(kernels.argmax(&stream, &logits, &out)?))
+            } else {
+                Box::new(move |_| Ok(kernels.top_k(&stream, &logits, k, &values, &indices)?))
+            },
+        });
+        Ok(())
+    };
+    let vocabulary = if bench.software { 1000 } else { 128_256 };
+    push(1, vocabulary, 0)?;
+    push(16, vocabulary, 0)?;
+    push(1, vocabulary, 50)?;
+    push(16, 128, 8)?;
+    Ok(cases)
+}
+
+fn range(device: &Device, len: usize) -> Result<DeviceSlice> {
+    let budget = Budget::new(Bytes(u64::MAX));
+    let size = Bytes(len.next_multiple_of(256) as u64);
+    Ok(DeviceArena::new(device, &budget, "operands", size, Carving::Together)?.carve(len)?)
+}
+
+fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
+    match encoding {
+        Encoding::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Encoding::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        Encoding::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+/// Numbers in -1..1 that look random (SplitMix64): zeros would cost less power than weights do.
+fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
