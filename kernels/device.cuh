@@ -52,6 +52,159 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+// Lets the compiler forget what it knows of a number, so that what is computed from it in a loop is computed
+// there, and not kept in registers from before it.
+__device__ __forceinline__ void forget(int& x) {
+#if !defined(NARROWS_SOFTGPU)
+    asm volatile("" : "+r"(x));
+#else
+    (void)x;
+#endif
+}
+
+// Two neighbours in memory as one word, rounded to nearest even.
+template <typename T>
+__device__ __forceinline__ uint32_t pack_two(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack_two<__half>(float low, float high) {
+    return uint32_t(__half_as_ushort(__float2half_rn(low))) |
+           uint32_t(__half_as_ushort(__float2half_rn(high))) << 16;
+}
+template <>
+__device__ __forceinline__ uint32_t pack_two<__nv_bfloat16>(float low, float high) {
+    return uint32_t(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
+           uint32_t(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+}
+
+// Copies 16 bytes from global to shared memory, both aligned to 16: all of them where src_bytes is 16, zeros
+// where it is 0. They have arrived in the group's wait; before sm_80 at once.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int src_bytes) {
+#if defined(NARROWS_SOFTGPU) && NARROWS_ARCH >= 80
+    softgpu::cp_async_16(shared, global, src_bytes);
+#elif NARROWS_ARCH >= 80
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(src_bytes)
+                 : "memory");
+#else
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (src_bytes != 0) {
+        value = *static_cast<const uint4*>(global);
+    }
+    *static_cast<uint4*>(shared) = value;
+#endif
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void cp_async_commit() {
+#if defined(NARROWS_SOFTGPU) && NARROWS_ARCH >= 80
+    softgpu::cp_async_commit();
+#elif NARROWS_ARCH >= 80
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Waits until at most the N latest groups of this thread are under way. Other threads see what this one
+// copied after a barrier.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+#if defined(NARROWS_SOFTGPU) && NARROWS_ARCH >= 80
+    softgpu::cp_async_wait<N>();
+#elif NARROWS_ARCH >= 80
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
+#endif
+}
+
+// Four 8x8 matrices of 16-bit elements from shared memory, register i from the rows whose addresses lanes
+// 8i..8i+7 give. Lane 4r+c gets elements 2c and 2c+1 of row r.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
+#if defined(NARROWS_SOFTGPU)
+    softgpu::ldmatrix_x4(r, shared_row);
+#elif NARROWS_ARCH >= 75
+    const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
+// The same, each matrix transposed: lane 4r+c gets elements r of rows 2c and 2c+1.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
+#if defined(NARROWS_SOFTGPU)
+    softgpu::ldmatrix_x4_trans(r, shared_row);
+#elif NARROWS_ARCH >= 75
+    const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
+// Whether this architecture has matrix units for T: f16 from sm_75, bf16 from sm_80, never for f32, which TF32
+// would round to 10 bits.
+template <typename T>
+constexpr bool HAS_MMA = false;
+template <>
+constexpr bool HAS_MMA<__half> = NARROWS_ARCH >= 75;
+template <>
+constexpr bool HAS_MMA<__nv_bfloat16> = NARROWS_ARCH >= 80;
+
+// d += a b for a of 16x16, b of 16x8 and d of 16x8, spread over a warp as PTX says of mma.m16n8k16. With
+// g = lane / 4 and t = lane % 4: d[0..2] are row g, columns 2t and 2t+1, d[2..4] row g+8; a[0] is row g, columns
+// 2t and 2t+1, a[1] row g+8, a[2] and a[3] the same 8 columns further; b[0] is rows 2t and 2t+1 of column g,
+// b[1] 8 rows further.
+template <typename T>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+__device__ __forceinline__ void mma_16x8x16<__half>(float (&d)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]) {
+#if NARROWS_ARCH >= 80
+#if defined(NARROWS_SOFTGPU)
+    const float c[4] = {d[0], d[1], d[2], d[3]};
+    softgpu::mma_m16n8k16_f16(d, a, b, c);
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+#elif NARROWS_ARCH >= 75
+    // The first matrix units with this layout take half of the inner dimension at a time.
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+#if defined(NARROWS_SOFTGPU)
+        const uint32_t a_half[2] = {a[2 * part], a[2 * part + 1]};
+        const uint32_t b_half[1] = {b[part]};
+        const float c[4] = {d[0], d[1], d[2], d[3]};
+        softgpu::mma_m16n8k8_f16(d, a_half, b_half, c);
+#else
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+            "{%0, %1, %2, %3};\n"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * part]), "r"(a[2 * part + 1]), "r"(b[part]));
+#endif
+    }
+#endif
+}
+
+template <>
+__device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
+                                                           const uint32_t (&b)[2]) {
+#if NARROWS_ARCH >= 80
+#if defined(NARROWS_SOFTGPU)
+    const float c[4] = {d[0], d[1], d[2], d[3]};
+    softgpu::mma_m16n8k16_bf16(d, a, b, c);
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+#endif
+}
+
 // Sixteen bytes that are read once and by nobody else: they need not stay in the nearest cache, whose room is
 // for what is read again and again.
 __device__ __forceinline__ uint4 load_once(const void* at) {

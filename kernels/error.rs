@@ -67,6 +67,12 @@ pub enum Error {
         /// What it could do.
         takes: &'static str,
     },
+    /// Scores cannot be multiplied with this.
+    #[error("the scale of an attention is {found}; it must be positive and finite")]
+    Scale {
+        /// The scale.
+        found: f32,
+    },
     /// The device or its driver refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

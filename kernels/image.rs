@@ -54,6 +54,19 @@ impl<'a> Loader<'a> {
         Ok(Self { device })
     }
 
+    /// The architecture whose code the driver takes for this device, 75 for compute capability 7.5: that of
+    /// the same major version up to the device's minor, or else the newer or older of the two that are kept
+    /// as PTX. What a kernel's source sees as `NARROWS_ARCH`.
+    pub(crate) fn architecture(&self) -> u32 {
+        let (major, minor) = self.device.compute_capability();
+        let device = major * 10 + minor;
+        let same = ARCHITECTURES.iter().filter(|&&arch| arch / 10 == major && arch <= device).max();
+        let ptx = || {
+            [ARCHITECTURES.last(), ARCHITECTURES.first()].into_iter().flatten().find(|&&arch| arch <= device)
+        };
+        same.or_else(ptx).copied().unwrap_or(device)
+    }
+
     pub(crate) fn module(&self, name: &'static str, image: &'static [u8]) -> Result<Module> {
         let module = self.device.context().load_module(Ptx::from_binary(image.to_vec()));
         match module {
@@ -124,7 +137,6 @@ pub(crate) struct Kernel<P> {
 
 impl<P: Params> Kernel<P> {
     /// Allows the kernel as much dynamic shared memory as `bytes`; needed above 48 KiB. Once, when loading.
-    #[allow(dead_code)] // until a kernel needs so much
     pub(crate) fn allow_shared(&self, bytes: u32) -> Result<()> {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);

@@ -10,8 +10,10 @@
 
 mod add;
 mod argmax;
+mod attention;
 mod embed;
 mod error;
+mod gemm;
 mod image;
 mod kv;
 mod linear;
@@ -25,6 +27,7 @@ mod top_k;
 use narrows_shard::Encoding;
 use narrows_staging::device::{Device, DeviceSlice};
 
+pub use attention::{AttentionShape, Segment};
 pub use error::{Error, Result};
 pub use kv::{KvLayout, KvRow};
 pub use linear::{Matrix, RowsMut};
@@ -34,7 +37,9 @@ pub struct Kernels {
     device: Device,
     add: add::Add,
     argmax: argmax::Argmax,
+    attention: attention::Attention,
     embed: embed::Embed,
+    gemm: gemm::Gemm,
     kv: kv::Kv,
     matvec: matvec::Matvec,
     rms_norm: rms_norm::RmsNorm,
@@ -66,7 +71,9 @@ impl Kernels {
             device: device.clone(),
             add: add::Add::load(&loader)?,
             argmax: argmax::Argmax::load(&loader)?,
+            attention: attention::Attention::load(&loader)?,
             embed: embed::Embed::load(&loader)?,
+            gemm: gemm::Gemm::load(&loader)?,
             kv: kv::Kv::load(&loader)?,
             matvec: matvec::Matvec::load(&loader)?,
             rms_norm: rms_norm::RmsNorm::load(&loader)?,

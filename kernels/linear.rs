@@ -174,22 +174,6 @@ impl Kernels {
             _ => self.gemm(stream, matrix, x, n, y),
         }
     }
-
-    fn gemm(
-        &self,
-        stream: &Stream,
-        matrix: &Matrix<'_>,
-        x: &DeviceSlice,
-        n: usize,
-        y: &RowsMut<'_>,
-    ) -> Result<()> {
-        for row in (0..n).step_by(Self::MATVEC_ROWS) {
-            let rows = Self::MATVEC_ROWS.min(n - row);
-            let x = x.address() + (row * matrix.row_bytes) as u64;
-            self.matvec(stream, matrix, x, rows, y.address(row), y.stride)?;
-        }
-        Ok(())
-    }
 }
 
 fn check_aligned(what: &'static str, address: u64, encoding: Encoding) -> Result<()> {

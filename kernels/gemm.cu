@@ -1,0 +1,262 @@
+// y[r, i] = sum over c of weights[i, c] * x[r, c], for many rows of x.
+//
+// A block computes a tile of y from tiles of the weights and of x that pass through shared memory in stages.
+// Each element of y is one chain of sums over the columns, 16 at a time in the matrix units, one at a time
+// without them: the same chain in every tile shape, which is why the launcher may choose the shape freely.
+#include "device.cuh"
+
+struct GemmParams {
+    const void* weights;  // [rows, cols]
+    const void* x;        // [n, cols]
+    float* y;             // [n, stride], from the first column that is written
+    uint64_t stride;
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t n;
+    uint32_t reserved;
+};
+
+// The shape of a block's tile: rows of the weights times rows of x, each warp a part of WARP_WEIGHTS x WARP_X,
+// CHUNKS * 16 bytes of the columns in a stage. Its twin is `Tile` in the launcher.
+template <int WEIGHTS_, int X_, int WARP_WEIGHTS_, int WARP_X_, int CHUNKS_, int STAGES_>
+struct Tile {
+    static constexpr int WEIGHTS = WEIGHTS_;
+    static constexpr int X = X_;
+    static constexpr int WARP_WEIGHTS = WARP_WEIGHTS_;
+    static constexpr int WARP_X = WARP_X_;
+    static constexpr int CHUNKS = CHUNKS_;
+    // Where copies are not asynchronous, one stage is filled while the other is used.
+    static constexpr int STAGES = NARROWS_ARCH >= 80 ? STAGES_ : 2;
+    static constexpr int WARPS_WEIGHTS = WEIGHTS / WARP_WEIGHTS;
+    static constexpr int THREADS = WARPS_WEIGHTS * (X / WARP_X) * WARP;
+    static constexpr int WEIGHTS_BYTES = WEIGHTS * CHUNKS * 16;
+    static constexpr int STAGE_BYTES = (WEIGHTS + X) * CHUNKS * 16;
+
+    // Where a chunk of a row lies in a tile. Chunks are exchanged so that the eight rows that a matrix load reads
+    // lie in different banks.
+    static __device__ __forceinline__ int at(int row, int chunk) {
+        const int turn = CHUNKS == 8 ? row % 8 : row / 2 % 4;
+        return (row * CHUNKS + (chunk ^ turn)) * 16;
+    }
+};
+
+// How a tile of a matrix comes to shared memory: encodings that are decoded on the way are further ones of
+// these. Rows beyond the last repeat it, and what they give is not stored; columns beyond the last are zeros.
+
+// By asynchronous copies of 16 bytes, which rows of whole multiples of 16 bytes allow.
+template <typename T>
+struct Aligned {
+    static __device__ __forceinline__ void chunk(unsigned char* to, const T* row, uint32_t col, uint32_t cols) {
+        const bool inside = col < cols;
+        cp_async_16(to, row + (inside ? col : 0), inside ? 16 : 0);
+    }
+};
+
+// Element by element, for all other rows.
+template <typename T>
+struct Unaligned {
+    static __device__ __forceinline__ void chunk(unsigned char* to, const T* row, uint32_t col, uint32_t cols) {
+        constexpr int ELEMENTS = 16 / sizeof(T);
+#pragma unroll
+        for (int i = 0; i < ELEMENTS; ++i) {
+            reinterpret_cast<T*>(to)[i] = col + i < cols ? row[col + i] : from_float<T>(0.0f);
+        }
+    }
+};
+
+template <typename T, typename Shape, typename Loader, int ROWS>
+__device__ __forceinline__ void load_tile(unsigned char* to, const T* matrix, uint32_t first, uint32_t rows,
+                                          uint32_t col, uint32_t cols) {
+    constexpr int PASS = Shape::THREADS / Shape::CHUNKS;
+    static_assert(ROWS % PASS == 0, "every thread copies the same number of chunks");
+    const int chunk = threadIdx.x % Shape::CHUNKS;
+    const int row = threadIdx.x / Shape::CHUNKS;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += PASS) {
+        const uint32_t source = min(first + row + i, rows - 1);
+        Loader::chunk(to + Shape::at(row + i, chunk), matrix + uint64_t(source) * cols,
+                      col + chunk * (16 / int(sizeof(T))), cols);
+    }
+}
+
+__device__ __forceinline__ float2 two(const float* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ __forceinline__ float2 two(const __half* from) {
+    return __half22float2(*reinterpret_cast<const __half2*>(from));
+}
+__device__ __forceinline__ float2 two(const __nv_bfloat16* from) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
+}
+
+template <typename T, typename Shape, typename Loader>
+__device__ __forceinline__ void gemm(const GemmParams& p) {
+    constexpr int ELEMENTS = 16 / sizeof(T);
+    constexpr int DEPTH = Shape::CHUNKS * ELEMENTS;
+    constexpr int MS = Shape::WARP_WEIGHTS / 16;
+    constexpr int NS = Shape::WARP_X / 8;
+
+    DYNAMIC_SHARED(unsigned char, shared);
+    const T* weights = static_cast<const T*>(p.weights);
+    const T* x = static_cast<const T*>(p.x);
+    // Blocks of one tile of weights follow each other, so that it comes from memory once.
+    const uint32_t first_x = blockIdx.x * Shape::X;
+    const uint32_t first_weight = blockIdx.y * Shape::WEIGHTS;
+    const int lane = threadIdx.x % WARP;
+    const int warp = threadIdx.x / WARP;
+    const int warp_weight = warp % Shape::WARPS_WEIGHTS * Shape::WARP_WEIGHTS;
+    const int warp_x = warp / Shape::WARPS_WEIGHTS * Shape::WARP_X;
+    const int steps = (p.cols + DEPTH - 1) / DEPTH;
+
+    const auto load = [&](int step) {
+        if (step < steps) {
+            unsigned char* stage = shared + step % Shape::STAGES * Shape::STAGE_BYTES;
+            load_tile<T, Shape, Loader, Shape::WEIGHTS>(stage, weights, first_weight, p.rows, step * DEPTH,
+                                                        p.cols);
+            load_tile<T, Shape, Loader, Shape::X>(stage + Shape::WEIGHTS_BYTES, x, first_x, p.n, step * DEPTH,
+                                                  p.cols);
+        }
+        cp_async_commit(); // also where nothing was loaded: waits count groups
+    };
+
+    float sums[MS][NS][4] = {};
+#pragma unroll
+    for (int step = 0; step < Shape::STAGES - 1; ++step) {
+        load(step);
+    }
+    cp_async_wait<Shape::STAGES - 2>();
+    __syncthreads();
+
+    if constexpr (HAS_MMA<T>) {
+        constexpr int SLICES = DEPTH / 16;
+        static_assert(SLICES % 2 == 0, "the fragments of two slices take turns");
+        uint32_t a[2][MS][4];
+        uint32_t b[2][NS][2];
+        const auto fragments = [&](int step, int slice) {
+            const unsigned char* stage = shared + step % Shape::STAGES * Shape::STAGE_BYTES;
+            const int turn = slice % 2;
+#pragma unroll
+            for (int m = 0; m < MS; ++m) {
+                const int row = warp_weight + m * 16 + lane % 16;
+                ldmatrix_x4(a[turn][m], stage + Shape::at(row, slice * 2 + lane / 16));
+            }
+            stage += Shape::WEIGHTS_BYTES;
+#pragma unroll
+            for (int pair = 0; pair < NS; pair += 2) {
+                const int row = warp_x + pair * 8 + lane / 16 * 8 + lane % 8;
+                uint32_t r[4];
+                ldmatrix_x4(r, stage + Shape::at(row, slice * 2 + lane / 8 % 2));
+                b[turn][pair][0] = r[0];
+                b[turn][pair][1] = r[1];
+                b[turn][pair + 1][0] = r[2];
+                b[turn][pair + 1][1] = r[3];
+            }
+        };
+        fragments(0, 0);
+        for (int step = 0; step < steps; ++step) {
+#pragma unroll
+            for (int slice = 0; slice < SLICES; ++slice) {
+                // The next slice is on its way to registers while this one is multiplied, across stages too.
+                if (slice + 1 < SLICES) {
+                    fragments(step, slice + 1);
+                } else if (step + 1 < steps) {
+                    cp_async_wait<Shape::STAGES - 2>();
+                    __syncthreads();
+                    fragments(step + 1, 0);
+                }
+                if (slice == 0) {
+                    // Into the stage that was used before: all have left it at the barrier that led here.
+                    load(step + Shape::STAGES - 1);
+                }
+#pragma unroll
+                for (int m = 0; m < MS; ++m) {
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+                        mma_16x8x16<T>(sums[m][n], a[slice % 2][m], b[slice % 2][n]);
+                    }
+                }
+            }
+        }
+    } else {
+        for (int step = 0; step < steps; ++step) {
+            if (step > 0) {
+                cp_async_wait<Shape::STAGES - 2>();
+                __syncthreads();
+            }
+            load(step + Shape::STAGES - 1);
+            const unsigned char* stage = shared + step % Shape::STAGES * Shape::STAGE_BYTES;
+            const auto element = [&](int row, int col) {
+                return reinterpret_cast<const T*>(stage + Shape::at(row, col / ELEMENTS)) + col % ELEMENTS;
+            };
+            // Two columns at a time: more would not leave the registers for the sums.
+#pragma unroll 1
+            for (int col = 0; col < DEPTH; col += 2) {
+                float2 b[NS][2];
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+                    const int row = Shape::WEIGHTS + warp_x + n * 8 + lane % 4 * 2;
+                    b[n][0] = two(element(row, col));
+                    b[n][1] = two(element(row + 1, col));
+                }
+#pragma unroll
+                for (int m = 0; m < MS; ++m) {
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float2 a = two(element(warp_weight + m * 16 + half * 8 + lane / 4, col));
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                            for (int i = 0; i < 2; ++i) {
+                                float& sum = sums[m][n][half * 2 + i];
+                                sum = fmaf(a.x, b[n][i].x, sum);
+                                sum = fmaf(a.y, b[n][i].y, sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+#pragma unroll
+    for (int m = 0; m < MS; ++m) {
+#pragma unroll
+        for (int n = 0; n < NS; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t weight = first_weight + warp_weight + m * 16 + i / 2 * 8 + lane / 4;
+                const uint32_t row = first_x + warp_x + n * 8 + lane % 4 * 2 + i % 2;
+                if (weight < p.rows && row < p.n) {
+                    p.y[row * p.stride + weight] = sums[m][n][i];
+                }
+            }
+        }
+    }
+}
+
+// For a batch that decodes: narrow, so that a matrix makes many blocks, and with long rows and many stages,
+// since it is the weights' way from memory that takes the time.
+using Narrow = Tile<64, 32, 16, 32, 8, 6>;
+using Small = Tile<64, 64, 32, 32, 8, 4>;
+// For prompts: warps of 64x64, below which shared memory is slower than the matrix units.
+using Large = Tile<128, 128, 64, 64, 4, 3>;
+using Huge = Tile<256, 128, 64, 64, 4, 4>;
+
+#define GEMM(shape, Shape, Loader, encoding, T) \
+    KERNEL __launch_bounds__(Shape::THREADS) gemm_##shape##_##encoding(const GemmParams p) { \
+        gemm<T, Shape, Loader<T>>(p); \
+    }
+
+GEMM(narrow, Narrow, Aligned, f32, float)
+GEMM(narrow, Narrow, Aligned, f16, __half)
+GEMM(narrow, Narrow, Aligned, bf16, __nv_bfloat16)
+GEMM(small, Small, Aligned, f32, float)
+GEMM(small, Small, Aligned, f16, __half)
+GEMM(small, Small, Aligned, bf16, __nv_bfloat16)
+GEMM(large, Large, Aligned, f32, float)
+GEMM(large, Large, Aligned, f16, __half)
+GEMM(large, Large, Aligned, bf16, __nv_bfloat16)
+GEMM(huge, Huge, Aligned, f32, float)
+GEMM(huge, Huge, Aligned, f16, __half)
+GEMM(huge, Huge, Aligned, bf16, __nv_bfloat16)
+GEMM(unaligned, Small, Unaligned, f32, float)
+GEMM(unaligned, Small, Unaligned, f16, __half)
+GEMM(unaligned, Small, Unaligned, bf16, __nv_bfloat16)
