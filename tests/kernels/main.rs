@@ -33,7 +33,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 ///
 /// The test is its closure, so that it can be found again by name in the process that is started for it.
 pub fn on_every_device<F: Fn(&Gpu)>(test: F) {
-    if SoftGpu::inside() || std::env::var("NARROWS_TEST_GPU").is_ok_and(|value| value == "1") {
+    if SoftGpu::inside() || on_gpu() {
         return test(&Gpu::open());
     }
     if !narrows_softgpu::skip_or_fail() {
@@ -46,6 +46,11 @@ pub fn on_every_device<F: Fn(&Gpu)>(test: F) {
         let gpu = SoftGpu::new().unwrap().arch(major, minor).seed(seed);
         gpu.rerun(name).unwrap().assert_clean();
     }
+}
+
+/// Whether the tests run on a real device, which can do what takes too much time or memory elsewhere.
+pub fn on_gpu() -> bool {
+    std::env::var("NARROWS_TEST_GPU").is_ok_and(|value| value == "1")
 }
 
 /// `test` for so many values of `strategy`, the same in every run.

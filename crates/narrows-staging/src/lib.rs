@@ -44,7 +44,7 @@ pub use budget::{Budget, Reservation};
 pub use error::Error;
 pub use narrows_bytes::Bytes;
 pub use reader::{Completion, IoMode, Method, Read, Reader, ReaderOptions, Waker};
-pub use slot::{Filling, Free, InUse, Ready, Slot};
+pub use slot::{Filling, Free, InUse, Memory, Ready, Slot};
 
 /// What regions are aligned to and ranges of files are rounded out to: the page, and the largest logical
 /// block of the disks in use, so that direct I/O takes both.

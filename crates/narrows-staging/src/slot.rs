@@ -1,6 +1,38 @@
+use std::fmt;
 use std::ops::Range;
 
-use crate::Region;
+use crate::{Error, Region};
+
+/// What slots are made of: memory of the host, or of a device.
+///
+/// Work on a device is queued long before it is done. A slot is filled and used in turns all the same, since
+/// both sides queue their work behind the other's: what that takes is up to the memory.
+pub trait Memory: fmt::Debug + Send + 'static {
+    /// How many bytes fit.
+    fn capacity(&self) -> usize;
+
+    /// Whoever uses the tile is about to: orders that behind the filling.
+    ///
+    /// # Errors
+    /// Those of a device.
+    fn acquire(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// All use of the tile has been asked for: orders the next filling behind it.
+    ///
+    /// # Errors
+    /// Those of a device. The memory must not be filled again then.
+    fn release(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Memory for Region {
+    fn capacity(&self) -> usize {
+        self.len()
+    }
+}
 
 /// A staging buffer that holds one tile, in the state `S`.
 ///
@@ -14,8 +46,8 @@ use crate::Region;
 /// is never released.
 #[derive(Debug)]
 #[must_use = "a slot that is dropped is lost to its arena"]
-pub struct Slot<S> {
-    region: Region,
+pub struct Slot<S, M = Region> {
+    memory: M,
     state: S,
 }
 
@@ -43,44 +75,56 @@ pub struct InUse {
     payload: Range<usize>,
 }
 
-impl<S> Slot<S> {
+impl<S, M: Memory> Slot<S, M> {
     /// How many bytes fit.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.region.len()
+        self.memory.capacity()
+    }
+
+    /// The memory.
+    #[must_use]
+    pub const fn memory(&self) -> &M {
+        &self.memory
     }
 }
 
-impl Slot<Free> {
-    /// Makes a slot of a region.
-    pub fn new(region: Region) -> Self {
-        Self { region, state: Free(()) }
+impl<M: Memory> Slot<Free, M> {
+    /// Makes a slot of memory.
+    pub const fn new(memory: M) -> Self {
+        Self { memory, state: Free(()) }
     }
 
     /// Gives the slot to the tile `tag` (a number that means something to the caller only).
-    pub fn fill(self, tag: u64) -> Slot<Filling> {
-        Slot { region: self.region, state: Filling { tag } }
-    }
-
-    /// The region, to use for something else.
-    #[must_use]
-    pub fn into_region(self) -> Region {
-        self.region
+    pub fn fill(self, tag: u64) -> Slot<Filling, M> {
+        Slot { memory: self.memory, state: Filling { tag } }
     }
 }
 
-impl Slot<Filling> {
+impl<M: Memory> Slot<Filling, M> {
     /// The tile it is for.
     #[must_use]
-    pub fn tag(&self) -> u64 {
+    pub const fn tag(&self) -> u64 {
         self.state.tag
     }
 
     /// Gives up.
-    pub fn abandon(self) -> Slot<Free> {
-        Slot::new(self.region)
+    pub fn abandon(self) -> Slot<Free, M> {
+        Slot::new(self.memory)
     }
 
+    /// The tile has arrived.
+    pub(crate) fn complete(self, payload: Range<usize>) -> Slot<Ready, M> {
+        assert!(
+            payload.start <= payload.end && payload.end <= self.capacity(),
+            "a tile lies within its slot"
+        );
+        let Filling { tag } = self.state;
+        Slot { memory: self.memory, state: Ready { tag, payload } }
+    }
+}
+
+impl Slot<Filling> {
     /// Lets `write` put the tile here and say where it lies: for sources that are no files.
     ///
     /// # Errors
@@ -92,58 +136,56 @@ impl Slot<Filling> {
         mut self,
         write: impl FnOnce(&mut [u8]) -> Result<Range<usize>, E>,
     ) -> Result<Slot<Ready>, (E, Slot<Free>)> {
-        match write(self.region.as_mut_slice()) {
+        match write(self.memory.as_mut_slice()) {
             Ok(payload) => Ok(self.complete(payload)),
             Err(error) => Err((error, self.abandon())),
         }
     }
 
-    /// The tile has arrived.
-    pub(crate) fn complete(self, payload: Range<usize>) -> Slot<Ready> {
-        assert!(
-            payload.start <= payload.end && payload.end <= self.capacity(),
-            "a tile lies within its slot"
-        );
-        let Filling { tag } = self.state;
-        Slot { region: self.region, state: Ready { tag, payload } }
-    }
-
     /// Where the tile is to be written to.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.region.as_mut_ptr()
+        self.memory.as_mut_ptr()
     }
 }
 
-impl Slot<Ready> {
+impl<M: Memory> Slot<Ready, M> {
     /// The tile that it holds.
     #[must_use]
-    pub fn tag(&self) -> u64 {
+    pub const fn tag(&self) -> u64 {
         self.state.tag
     }
 
     /// Starts to use it.
-    pub fn take(self) -> Slot<InUse> {
+    pub fn take(self) -> Slot<InUse, M> {
         let Ready { tag, payload } = self.state;
-        Slot { region: self.region, state: InUse { tag, payload } }
+        Slot { memory: self.memory, state: InUse { tag, payload } }
+    }
+}
+
+impl<M: Memory> Slot<InUse, M> {
+    /// The tile that it holds.
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
+        self.state.tag
+    }
+
+    /// Where in the memory the tile lies.
+    #[must_use]
+    pub fn payload(&self) -> Range<usize> {
+        self.state.payload.clone()
+    }
+
+    /// Ends the use.
+    pub fn release(self) -> Slot<Free, M> {
+        Slot::new(self.memory)
     }
 }
 
 impl Slot<InUse> {
-    /// The tile that it holds.
-    #[must_use]
-    pub fn tag(&self) -> u64 {
-        self.state.tag
-    }
-
     /// The bytes of the tile. They may start anywhere in a page.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.region.as_slice()[self.state.payload.clone()]
-    }
-
-    /// Ends the use.
-    pub fn release(self) -> Slot<Free> {
-        Slot::new(self.region)
+        &self.memory.as_slice()[self.payload()]
     }
 }
 

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
 use narrows_stream::{
-    Bytes, FileSource, Need, Options, Request, Slots, Speed, StageStats, Stream, Tile, TileId, Trace, plan,
+    Access, Bytes, FileSource, Need, Options, Request, Slots, Speed, StageStats, Stream, Tile, TileId, Trace,
+    plan,
 };
 
 const TENSORS: usize = 64;
@@ -33,12 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Where the tensors lie, in the order in which they are computed on.
     let ranges: Vec<Read> =
         (0..TENSORS).map(|n| Read { file: 0, offset: (n * TENSOR) as u64, len: TENSOR }).collect();
-    let tiles: Vec<Tile> = ranges.iter().map(|range| FileSource::tile(range, false)).collect();
+    let tiles: Vec<Tile> = ranges.iter().map(|range| FileSource::tile(range, Access::Walked)).collect();
 
     let budget = Budget::new(Bytes::mib(64));
     let plan = plan(&Request {
         tiles: &tiles,
         budget: budget.cap(),
+        grain: narrows_staging::ALIGNMENT,
         needs: &[Need::new("trace", Trace::memory(TRACE_EVENTS))],
         slots: Slots::Exactly(6),
         demand_slots: 0,

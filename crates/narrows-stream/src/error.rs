@@ -81,6 +81,20 @@ pub enum Error {
     #[error("the pass is over")]
     PassOver,
 
+    /// A tile was fetched that is not walked.
+    #[error("{tile:?} is no tile of the walk")]
+    NotWalked {
+        /// The tile.
+        tile: TileId,
+    },
+
+    /// A tile that is read only once was asked for again.
+    #[error("{tile:?} is read only once, and was")]
+    Gone {
+        /// The tile.
+        tile: TileId,
+    },
+
     /// A tile was demanded that is walked, or does not exist.
     #[error("{tile:?} is no tile to demand")]
     NotDemanded {

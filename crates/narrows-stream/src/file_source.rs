@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use narrows_staging::{Completion, Filling, Free, Read, Reader, Slot};
 
-use crate::{Bytes, Completed, SourceError, Tile, TileId, TileSource, Waker};
+use crate::{Access, Bytes, Completed, SourceError, Tile, TileId, TileSource, Waker};
 
 /// Reads tiles out of files, with direct I/O where there is any.
 #[derive(Debug)]
@@ -22,12 +22,8 @@ impl FileSource {
 
     /// What a plan is to know of a range: needs no open file.
     #[must_use]
-    pub fn tile(range: &Read, demanded: bool) -> Tile {
-        Tile {
-            len: Bytes(range.len as u64),
-            capacity: Bytes(Reader::capacity_for(range.len) as u64),
-            demanded,
-        }
+    pub fn tile(range: &Read, access: Access) -> Tile {
+        Tile { len: Bytes(range.len as u64), capacity: Bytes(Reader::capacity_for(range.len) as u64), access }
     }
 }
 

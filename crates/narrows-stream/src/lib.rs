@@ -27,6 +27,7 @@ mod stats;
 mod stream;
 mod tile;
 mod trace;
+mod upload;
 
 pub use error::Error;
 pub use file_source::FileSource;
@@ -37,5 +38,6 @@ pub use shared::Monitor;
 pub use source::{Completed, SourceError, TileSource, Waker};
 pub use stats::{StageStats, Stats};
 pub use stream::{Describe, Options, Stream};
-pub use tile::{Tile, TileId};
+pub use tile::{Access, Tile, TileId};
 pub use trace::Trace;
+pub use upload::Upload;

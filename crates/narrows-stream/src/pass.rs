@@ -1,23 +1,24 @@
 //! A walk over the tiles, from the consumer's side.
 
+use std::ops::Range;
 use std::slice;
 use std::time::Instant;
 
-use narrows_staging::{InUse, Slot};
+use narrows_staging::{InUse, Memory, Region, Slot};
 
 use crate::stream::Stream;
 use crate::trace::{Event, Stage};
 use crate::{Error, Place, TileId};
 
 /// One walk over all tiles, in order. Dropped early, it leaves out the tiles that it has not come to.
-pub struct Pass<'a> {
-    stream: &'a mut Stream,
+pub struct Pass<'a, M: Memory = Region> {
+    stream: &'a mut Stream<M>,
     number: u64,
     end: u64,
 }
 
-impl<'a> Pass<'a> {
-    pub(crate) fn new(stream: &'a mut Stream) -> Self {
+impl<'a, M: Memory> Pass<'a, M> {
+    pub(crate) fn new(stream: &'a mut Stream<M>) -> Self {
         let count = stream.walk.len() as u64;
         // A pass that was leaked may have left the stream in the middle.
         let number = stream.position.div_ceil(count.max(1));
@@ -42,16 +43,10 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// [`Error::PassOver`] at the end; [`Error::Read`] if this or a later tile could not be read.
     #[expect(clippy::should_implement_trait, reason = "what it gives borrows from the pass, one at a time")]
-    pub fn next(&mut self) -> Result<Held<'_>, Error> {
+    pub fn next(&mut self) -> Result<Held<'_, M>, Error> {
         let (tile, place) = self.here().ok_or(Error::PassOver)?;
-        let step = self.stream.position;
-        let index = tile.index();
-        let slot = self.stream.wait_for(|stream| match place {
-            Place::Resident => stream.resident[index].as_ref().map(|_| None),
-            _ => stream.ahead.remove(&step).map(Some),
-        })?;
-        self.stream.go_to(step + 1);
-        Ok(Held::new(self.stream, tile, self.number, slot))
+        let slot = self.stream.arrive(tile, place)?;
+        Held::new(self.stream, tile, self.number, slot)
     }
 
     /// Leaves out the next tile: it is not waited for, and not read if there is still time.
@@ -69,7 +64,7 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// [`Error::NotDemanded`] for a tile of the walk, or one that does not exist.
-    pub fn demand<'b>(&'b mut self, tiles: &'b [TileId]) -> Result<Demanded<'b>, Error> {
+    pub fn demand<'b>(&'b mut self, tiles: &'b [TileId]) -> Result<Demanded<'b, M>, Error> {
         let demanded =
             |tile: &TileId| matches!(self.stream.tiles.get(tile.index()), Some((_, Place::Demanded)));
         if let Some(&tile) = tiles.iter().find(|tile| !demanded(tile)) {
@@ -85,7 +80,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Drop for Pass<'_> {
+impl<M: Memory> Drop for Pass<'_, M> {
     fn drop(&mut self) {
         self.stream.go_to(self.end);
         self.stream.shared.meters().passes += 1;
@@ -93,28 +88,28 @@ impl Drop for Pass<'_> {
 }
 
 /// Tiles on demand, one after the other. Dropped early, it forgets the rest.
-pub struct Demanded<'a> {
-    stream: &'a mut Stream,
+pub struct Demanded<'a, M: Memory = Region> {
+    stream: &'a mut Stream<M>,
     pass: u64,
     tiles: slice::Iter<'a, TileId>,
 }
 
-impl Demanded<'_> {
+impl<M: Memory> Demanded<'_, M> {
     /// Waits for the next tile in the order asked; none after the last.
     ///
     /// # Errors
     /// [`Error::Read`] if this or another tile could not be read.
     #[expect(clippy::should_implement_trait, reason = "what it gives borrows from the demand, one at a time")]
-    pub fn next(&mut self) -> Result<Option<Held<'_>>, Error> {
+    pub fn next(&mut self) -> Result<Option<Held<'_, M>>, Error> {
         let Some(&tile) = self.tiles.next() else { return Ok(None) };
         let ticket = self.stream.ticket;
         let slot = self.stream.wait_for(|stream| stream.demanded.remove(&ticket))?;
         self.stream.ticket += 1;
-        Ok(Some(Held::new(self.stream, tile, self.pass, Some(slot))))
+        Ok(Some(Held::new(self.stream, tile, self.pass, Some(slot))?))
     }
 }
 
-impl Drop for Demanded<'_> {
+impl<M: Memory> Drop for Demanded<'_, M> {
     fn drop(&mut self) {
         if self.tiles.len() > 0 {
             self.stream.demand(&[]);
@@ -123,20 +118,29 @@ impl Drop for Demanded<'_> {
 }
 
 /// A tile in memory. Dropping it gives its slot to a tile to come; a resident tile stays.
-pub struct Held<'a> {
-    stream: &'a Stream,
+pub struct Held<'a, M: Memory = Region> {
+    stream: &'a Stream<M>,
     tile: TileId,
     pass: u64,
     since: Instant,
     /// None if the tile is resident.
-    slot: Option<Slot<InUse>>,
+    slot: Option<Slot<InUse, M>>,
 }
 
-impl<'a> Held<'a> {
-    fn new(stream: &'a Stream, tile: TileId, pass: u64, slot: Option<Slot<InUse>>) -> Self {
+impl<'a, M: Memory> Held<'a, M> {
+    fn new(
+        stream: &'a Stream<M>,
+        tile: TileId,
+        pass: u64,
+        slot: Option<Slot<InUse, M>>,
+    ) -> Result<Self, Error> {
         let since = Instant::now();
         stream.shared.meters().compute.begin(since);
-        Self { stream, tile, pass, since, slot }
+        let held = Self { stream, tile, pass, since, slot };
+        if let Some(slot) = held.slot() {
+            slot.memory().acquire()?;
+        }
+        Ok(held)
     }
 
     /// Which tile it is.
@@ -145,24 +149,34 @@ impl<'a> Held<'a> {
         self.tile
     }
 
+    /// The memory that the tile is in, and where in it.
+    #[must_use]
+    pub fn memory(&self) -> Option<(&M, Range<usize>)> {
+        self.slot().map(|slot| (slot.memory(), slot.payload()))
+    }
+
+    fn slot(&self) -> Option<&Slot<InUse, M>> {
+        self.slot.as_ref().or(self.stream.resident[self.tile.index()].as_deref())
+    }
+}
+
+impl Held<'_> {
     /// Its payload. It may start at any address.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.slot().map_or(&[], Slot::<InUse>::bytes)
     }
-
-    fn slot(&self) -> Option<&Slot<InUse>> {
-        self.slot.as_ref().or(self.stream.resident[self.tile.index()].as_ref())
-    }
 }
 
-impl Drop for Held<'_> {
+impl<M: Memory> Drop for Held<'_, M> {
     fn drop(&mut self) {
         let Self { stream, tile, pass, since, .. } = *self;
         let end = Instant::now();
         let (len, place) = stream.tiles[tile.index()];
-        let read = self.slot().map_or(0, Slot::<InUse>::tag);
-        if let Some(slot) = self.slot.take() {
+        let read = self.slot().map_or(0, Slot::<InUse, M>::tag);
+        // A device that takes no orders any more has failed: what its slots hold is not written over.
+        let released = self.slot().is_none_or(|slot| slot.memory().release().is_ok());
+        if let Some(slot) = self.slot.take().filter(|_| released) {
             let slot = slot.release();
             match place {
                 Place::Demanded => stream.reader.free_demand(slot),

@@ -1,10 +1,7 @@
 //! The plan: a pure function from tiles, budget and speeds to what stays in memory and how fast a pass will be.
 
 use crate::residency::{self, Weight};
-use crate::{Bytes, Error, Tile, TileId};
-
-/// What regions of the arena are aligned to, and so the grain of what a tile takes in memory.
-const REGION_ALIGN: u64 = narrows_staging::ALIGNMENT as u64;
+use crate::{Access, Bytes, Error, Tile, TileId};
 
 /// Slots made unasked hold about this much: enough for the tile in use and deep reads behind it.
 const DEFAULT_SLOT_BYTES: u64 = 64 << 20;
@@ -20,8 +17,10 @@ const FEWEST_SLOTS: u64 = 2;
 pub struct Request<'a> {
     /// All tiles; those that are not demanded stand in the order in which a pass walks them.
     pub tiles: &'a [Tile],
-    /// The hard cap on host memory for all of it together.
+    /// The hard cap on memory for all of it together.
     pub budget: Bytes,
+    /// What regions of that memory are aligned to: a tile takes a multiple of it.
+    pub grain: usize,
     /// What else lives in the budget: KV cache, activations, tokenizer ...
     pub needs: &'a [Need],
     /// How many tiles can be on their way at a time.
@@ -30,7 +29,7 @@ pub struct Request<'a> {
     pub demand_slots: usize,
     /// What a pass reads from disk besides the walked tiles: rows of an embedding, demanded tiles as expected.
     pub extra_per_pass: Bytes,
-    /// How fast the disk reads.
+    /// How fast tiles come: what the disk reads, or the link carries.
     pub disk: Speed,
     /// How fast weights are computed on, once in memory.
     pub compute: Speed,
@@ -96,6 +95,8 @@ pub enum Place {
     Resident,
     /// On disk, read in each pass.
     Streamed,
+    /// On disk, read in the first pass.
+    Once,
     /// On disk, read when asked for.
     Demanded,
 }
@@ -124,6 +125,8 @@ impl std::fmt::Display for Bound {
 pub struct Plan {
     /// Each tile and where it lives, by its number.
     pub tiles: Vec<(Tile, Place)>,
+    /// What regions of memory are aligned to.
+    pub grain: usize,
     /// The slots that streamed tiles pass through: none where nothing streams.
     pub slots: usize,
     /// The size of each of these slots: the biggest streamed tile's capacity, rounded up to the grain of memory.
@@ -169,13 +172,21 @@ impl Plan {
 
     /// Whether nothing that is walked streams.
     #[must_use]
-    pub const fn all_resident(&self) -> bool {
-        self.slots == 0
+    pub fn all_resident(&self) -> bool {
+        self.tiles.iter().all(|(_, place)| *place != Place::Streamed)
+    }
+
+    pub(crate) fn region(&self, tile: &Tile) -> Bytes {
+        region(tile, self.grain)
     }
 
     /// The tiles of a pass, in order.
     pub fn walk(&self) -> impl Iterator<Item = TileId> {
-        (0..).map(TileId).zip(&self.tiles).filter(|(_, (tile, _))| !tile.demanded).map(|(id, _)| id)
+        (0..)
+            .map(TileId)
+            .zip(&self.tiles)
+            .filter(|(_, (tile, _))| tile.access != Access::Demanded)
+            .map(|(id, _)| id)
     }
 }
 
@@ -190,20 +201,25 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     if request.slots == Slots::Exactly(0) {
         return Err(Error::NoSlots);
     }
-    let walked: Vec<&Tile> = request.tiles.iter().filter(|tile| !tile.demanded).collect();
-    let demanded: Vec<&Tile> = request.tiles.iter().filter(|tile| tile.demanded).collect();
+    let of = |access| request.tiles.iter().filter(move |tile| tile.access == access).collect::<Vec<&Tile>>();
+    let (walked, once, demanded) = (of(Access::Walked), of(Access::Once), of(Access::Demanded));
+    let region = |tile: &Tile| region(tile, request.grain);
+    let biggest = |tiles: &mut dyn Iterator<Item = &Tile>| tiles.map(region).max().unwrap_or(Bytes(0));
     let weights: Vec<Weight> =
         walked.iter().map(|tile| Weight { region: region(tile).get(), len: tile.len.get() }).collect();
 
     let all: Bytes = walked.iter().map(|tile| region(tile)).sum();
-    let slot = biggest(walked.iter().copied());
+    let slot = biggest(&mut walked.iter().chain(&once).copied());
+    let once_slot = biggest(&mut once.iter().copied());
     let demand_slots = request.demand_slots.max(1).min(demanded.len());
-    let demand_slot = biggest(demanded.iter().copied());
+    let demand_slot = biggest(&mut demanded.iter().copied());
     let pool = times(demand_slots as u64, demand_slot);
     let fixed = request.needs.iter().map(|need| need.bytes).sum::<Bytes>() + pool;
 
-    let (fewest, wanted) = slot_counts(request.slots, slot, walked.len() as u64);
-    let least = times(fewest, slot).min(all);
+    let (fewest, wanted) = slot_counts(request.slots, slot, (walked.len() + once.len()) as u64);
+    // With all that is walked in memory, slots are needed for what passes through once.
+    let everything = all + times(fewest.min(once.len() as u64), once_slot);
+    let least = times(fewest, slot).min(everything);
     let minimum = fixed + least;
     let needs = |resident: Bytes, slots: Bytes| {
         let own = [("resident weights", resident), ("slots", slots), ("slots for demanded tiles", pool)];
@@ -215,7 +231,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     }
 
     let room = request.budget.saturating_sub(fixed);
-    let resident = if all <= room {
+    let resident = if everything <= room {
         vec![true; walked.len()]
     } else {
         // What does not make another slot makes no tile resident either: a smaller tile kept in its place would go
@@ -225,23 +241,28 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
 
     let streamed = || walked.iter().zip(&resident).filter(|(_, resident)| !**resident).map(|(tile, _)| *tile);
     let kept = || walked.iter().zip(&resident).filter(|(_, resident)| **resident).map(|(tile, _)| *tile);
-    let affordable = room.get().checked_div(slot.get()).unwrap_or(0);
-    let slots = wanted.min(affordable).max(fewest).min(streamed().count() as u64);
-    let slot_capacity = biggest(streamed());
-    let (resident_regions, slot_bytes) = (kept().map(region).sum(), times(slots, slot_capacity));
+    let passing = (streamed().count() + once.len()) as u64;
+    let slot_capacity = biggest(&mut streamed().chain(once.iter().copied()));
+    let resident_regions = kept().map(region).sum();
+    let affordable =
+        room.saturating_sub(resident_regions).get().checked_div(slot_capacity.get()).unwrap_or(0);
+    let slots = wanted.min(affordable).max(fewest).min(passing);
+    let slot_bytes = times(slots, slot_capacity);
     let walked_len: Bytes = walked.iter().map(|tile| tile.len).sum();
     let disk_bytes_per_pass = streamed().map(|tile| tile.len).sum::<Bytes>() + request.extra_per_pass;
     let disk_seconds = request.disk.seconds(disk_bytes_per_pass);
     let compute_seconds = request.compute.seconds(walked_len + request.extra_per_pass);
 
     let mut places = resident.iter().map(|&kept| if kept { Place::Resident } else { Place::Streamed });
-    let place = |tile: &Tile| match tile.demanded {
-        true => Place::Demanded,
-        false => places.next().unwrap_or(Place::Streamed),
+    let place = |tile: &Tile| match tile.access {
+        Access::Demanded => Place::Demanded,
+        Access::Once => Place::Once,
+        Access::Walked => places.next().unwrap_or(Place::Streamed),
     };
     let places: Vec<Place> = request.tiles.iter().map(place).collect();
     Ok(Plan {
         tiles: request.tiles.iter().copied().zip(places).collect(),
+        grain: request.grain,
         slots: slots as usize,
         slot_capacity,
         demand_slots,
@@ -251,7 +272,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         arena: resident_regions + slot_bytes + pool,
         needs: needs(resident_regions, slot_bytes),
         minimum,
-        all_resident_at: fixed + all,
+        all_resident_at: fixed + everything,
         disk_bytes_per_pass,
         disk_seconds,
         compute_seconds,
@@ -272,12 +293,9 @@ fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
 }
 
 /// What a tile takes in memory.
-pub(crate) fn region(tile: &Tile) -> Bytes {
-    Bytes(tile.capacity.max(tile.len).get().div_ceil(REGION_ALIGN).max(1).saturating_mul(REGION_ALIGN))
-}
-
-fn biggest<'a>(tiles: impl Iterator<Item = &'a Tile>) -> Bytes {
-    tiles.map(region).max().unwrap_or(Bytes(0))
+fn region(tile: &Tile, grain: usize) -> Bytes {
+    let grain = grain.max(1) as u64;
+    Bytes(tile.capacity.max(tile.len).get().div_ceil(grain).max(1).saturating_mul(grain))
 }
 
 fn times(count: u64, bytes: Bytes) -> Bytes {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use narrows_staging::{Free, InUse, Slot};
+use narrows_staging::{Free, InUse, Memory, Region, Slot};
 
 use crate::shared::Shared;
 use crate::trace::{Event, Stage};
@@ -18,20 +18,22 @@ const POLL: Duration = Duration::from_millis(1);
 const READS_AT_ONCE: usize = 16;
 
 /// What the consumer tells the reader. That it is gone, it tells by closing the channel.
-pub(crate) enum Request {
+pub(crate) enum Request<M = Region> {
     /// A slot of the walk is free again.
-    Freed(Slot<Free>),
+    Freed(Slot<Free, M>),
     /// A slot for demanded tiles is free again.
-    FreedDemand(Slot<Free>),
+    FreedDemand(Slot<Free, M>),
+    /// The tile at this index of the walk, which is read once, was left out.
+    Again(usize),
     /// Forget what was demanded before and not begun; read these, each under its ticket.
     Demand(Vec<(u64, TileId)>),
 }
 
 /// A tile that has arrived.
-pub(crate) struct Delivery {
+pub(crate) struct Delivery<M = Region> {
     pub(crate) purpose: Purpose,
     pub(crate) tile: TileId,
-    pub(crate) slot: Slot<InUse>,
+    pub(crate) slot: Slot<InUse, M>,
 }
 
 /// What a tile was read for.
@@ -46,17 +48,22 @@ pub(crate) enum Purpose {
 }
 
 /// A tile of the walk, from the reader's side.
-pub(crate) struct Walked {
+pub(crate) struct Walked<M = Region> {
     pub(crate) tile: TileId,
-    pub(crate) home: Home,
+    pub(crate) home: Home<M>,
 }
 
 /// Where a tile of the walk goes.
-pub(crate) enum Home {
+pub(crate) enum Home<M = Region> {
     /// Into the next free slot, in each pass.
     Slots,
+    /// Into the next free slot, until that was done once.
+    Once {
+        /// Whether it was.
+        done: bool,
+    },
     /// Into memory of its own, which is here until the tile is read.
-    Own(Option<Slot<Free>>),
+    Own(Option<Slot<Free, M>>),
 }
 
 struct Pending {
@@ -66,15 +73,15 @@ struct Pending {
     pass: u64,
 }
 
-pub(crate) struct Reader<S> {
+pub(crate) struct Reader<S, M = Region> {
     pub(crate) source: S,
-    pub(crate) walk: Vec<Walked>,
+    pub(crate) walk: Vec<Walked<M>>,
     /// The payload of every tile, by its number.
     pub(crate) lens: Vec<Bytes>,
-    pub(crate) slots: Vec<Slot<Free>>,
-    pub(crate) demand_slots: Vec<Slot<Free>>,
-    pub(crate) requests: Receiver<Request>,
-    pub(crate) deliveries: Sender<Result<Delivery, Error>>,
+    pub(crate) slots: Vec<Slot<Free, M>>,
+    pub(crate) demand_slots: Vec<Slot<Free, M>>,
+    pub(crate) requests: Receiver<Request<M>>,
+    pub(crate) deliveries: Sender<Result<Delivery<M>, Error>>,
     pub(crate) shared: Arc<Shared>,
     /// Whether a request ends a wait of the source.
     pub(crate) woken: bool,
@@ -90,7 +97,14 @@ pub(crate) struct State {
     next_tag: u64,
 }
 
-impl<S: TileSource> Reader<S> {
+impl State {
+    /// Nothing done yet; reads are numbered from `next_tag`.
+    pub(crate) fn counting_from(next_tag: u64) -> Self {
+        Self { next_tag, ..Self::default() }
+    }
+}
+
+impl<S: TileSource<M>, M: Memory> Reader<S, M> {
     /// Reads until the consumer is gone or a read has failed.
     pub(crate) fn run(mut self) {
         if let Err(error) = self.serve() {
@@ -132,10 +146,11 @@ impl<S: TileSource> Reader<S> {
         }
     }
 
-    fn accept(&mut self, request: Request) {
+    fn accept(&mut self, request: Request<M>) {
         match request {
             Request::Freed(slot) => self.slots.push(slot),
             Request::FreedDemand(slot) => self.demand_slots.push(slot),
+            Request::Again(index) => self.walk[index].home = Home::Once { done: false },
             Request::Demand(tiles) => self.state.demanded = tiles.into(),
         }
     }
@@ -163,6 +178,11 @@ impl<S: TileSource> Reader<S> {
                 }
                 Home::Own(_) => return Ok(false),
                 Home::Slots => (Purpose::Step(step), self.slots.pop()),
+                Home::Once { done } => {
+                    let slot = self.slots.pop();
+                    *done = slot.is_some();
+                    (Purpose::Step(step), slot)
+                }
             };
             let Some(slot) = slot else { return Ok(true) };
             self.state.cursor = step + 1;
@@ -178,11 +198,12 @@ impl<S: TileSource> Reader<S> {
         let from = self.state.cursor.max(self.shared.position());
         let count = self.walk.len() as u64;
         let steps = (from..from + count).map(|step| (step, (step % count) as usize));
-        let unread = |home: &Home| matches!(home, Home::Slots | Home::Own(Some(_)));
+        let unread =
+            |home: &Home<M>| matches!(home, Home::Slots | Home::Once { done: false } | Home::Own(Some(_)));
         steps.into_iter().find(|&(_, index)| unread(&self.walk[index].home))
     }
 
-    fn submit(&mut self, pending: Pending, slot: Slot<Free>) -> Result<(), Error> {
+    fn submit(&mut self, pending: Pending, slot: Slot<Free, M>) -> Result<(), Error> {
         let tag = self.state.next_tag;
         self.state.next_tag += 1;
         // Before the read, so that the disk is never seen moving bytes while idle.
@@ -192,7 +213,7 @@ impl<S: TileSource> Reader<S> {
         self.source.submit(tile, slot.fill(tag)).map_err(|(source, _)| self.failed(tile, source))
     }
 
-    fn deliver(&mut self, completed: Completed) -> Result<(), Error> {
+    fn deliver(&mut self, completed: Completed<M>) -> Result<(), Error> {
         let Completed { result, tag, moved, submitted, completed } = completed;
         let idle = self.source.in_flight() == 0;
         let Some(Pending { purpose, tile, pass }) = self.state.pending.remove(&tag) else {
@@ -202,7 +223,7 @@ impl<S: TileSource> Reader<S> {
             self.shared.meters().disk.idle(completed);
         }
         let slot = result.map_err(|(source, _)| self.failed(tile, source))?.take();
-        let (len, found) = (self.lens[tile.index()], Bytes(slot.bytes().len() as u64));
+        let (len, found) = (self.lens[tile.index()], Bytes(slot.payload().len() as u64));
         if found != len {
             return Err(Error::WrongLength { tile: (self.shared.describe)(tile), found, expected: len });
         }
@@ -213,7 +234,9 @@ impl<S: TileSource> Reader<S> {
         }
         drop(meters);
         let (start, end) = (submitted, completed);
-        self.shared.record(Event { stage: Stage::Disk, tile, pass, read: tag, bytes: moved, start, end });
+        if !self.source.traces_itself() {
+            self.shared.record(Event { stage: Stage::Disk, tile, pass, read: tag, bytes: moved, start, end });
+        }
         // If the consumer is gone, the next look at its requests ends this.
         let _ = self.deliveries.send(Ok(Delivery { purpose, tile, slot }));
         Ok(())

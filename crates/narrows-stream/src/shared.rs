@@ -3,17 +3,18 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::stats::Meter;
 use crate::trace::{Event, Trace};
+use crate::upload::Link;
 use crate::{Bytes, Describe, Stats};
 
 pub(crate) struct Shared {
     /// Steps of the walk below this are wanted by nobody any more.
     position: AtomicU64,
     meters: Mutex<Meters>,
-    trace: Option<Mutex<Trace>>,
+    trace: Option<Trace>,
     pub(crate) describe: Describe,
 }
 
@@ -29,7 +30,7 @@ pub(crate) struct Meters {
 
 impl Shared {
     pub(crate) fn new(describe: Describe, trace: Option<Trace>) -> Self {
-        Self { position: AtomicU64::new(0), meters: Mutex::default(), trace: trace.map(Mutex::new), describe }
+        Self { position: AtomicU64::new(0), meters: Mutex::default(), trace, describe }
     }
 
     /// Relaxed, as the position orders nothing: a reader that sees it late reads a tile that is then dropped.
@@ -47,33 +48,58 @@ impl Shared {
 
     pub(crate) fn record(&self, event: Event) {
         if let Some(trace) = &self.trace {
-            lock(trace).record(event);
+            trace.record(event);
         }
     }
 }
 
 /// Counters stay true even if a thread that held them panicked.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks at a stream from outside: from another thread, in the middle of a pass, after its end.
 #[derive(Clone)]
-pub struct Monitor(pub(crate) Arc<Shared>);
+pub struct Monitor {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) feed: Option<Feed>,
+}
+
+/// What a stream on a device is fed by: a stream of the host and the link.
+#[derive(Clone)]
+pub(crate) struct Feed {
+    pub(crate) host: Arc<Shared>,
+    pub(crate) link: Arc<Mutex<Link>>,
+}
 
 impl Monitor {
     /// What the stream did so far. Cheap.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let now = Instant::now();
-        let meters = self.0.meters();
+        let meters = self.shared.meters();
+        let of_host = |feed: &Feed| {
+            let meters = feed.host.meters();
+            (meters.disk.stats(now), meters.resident)
+        };
+        let (disk, resident) = self.feed.as_ref().map_or((meters.disk.stats(now), meters.resident), of_host);
+        let link = self.feed.as_ref().map(|feed| lock(&feed.link).stats());
         Stats {
-            disk: meters.disk.stats(now),
+            disk,
+            link,
             compute: meters.compute.stats(now),
-            resident: meters.resident,
+            resident,
+            resident_on_device: if self.feed.is_some() { meters.resident } else { Bytes(0) },
             streamed: meters.streamed,
             passes: meters.passes,
         }
+    }
+
+    /// How long it took to pin the memory that a device reads, or why it is not pinned. None before it was tried,
+    /// and where no device is.
+    #[must_use]
+    pub fn pinned(&self) -> Option<Result<Duration, String>> {
+        self.feed.as_ref().and_then(|feed| lock(&feed.link).pinned.clone())
     }
 
     /// Writes the trace so far in Chrome's format, which Perfetto opens: a row for computing, as many for the disk
@@ -84,7 +110,7 @@ impl Monitor {
     /// Those of `out`.
     pub fn write_trace(&self, out: impl io::Write) -> io::Result<()> {
         // A copy, so that a slow disk under the trace does not hold up the stream.
-        let events = self.0.trace.as_ref().map(|trace| lock(trace).events()).unwrap_or_default();
-        crate::trace::write(events, &*self.0.describe, out)
+        let events = self.shared.trace.as_ref().map(Trace::events).unwrap_or_default();
+        crate::trace::write(events, &*self.shared.describe, out)
     }
 }

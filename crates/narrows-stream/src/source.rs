@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use narrows_staging::{Filling, Free, Ready, Slot};
+use narrows_staging::{Filling, Free, Ready, Region, Slot};
 
 use crate::{Bytes, TileId};
 
@@ -13,7 +13,7 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// One thread owns it. For files there is [`FileSource`](crate::FileSource); a source of another kind writes to
 /// the slot with [`Slot::fill_with`].
-pub trait TileSource: Send {
+pub trait TileSource<M = Region>: Send {
     /// The bytes of memory that a read of this tile needs: its payload and what reading rounds it out to.
     fn capacity(&self, tile: TileId) -> usize;
 
@@ -21,14 +21,19 @@ pub trait TileSource: Send {
     ///
     /// # Errors
     /// What kept the read from starting, with the slot. It ends the stream.
-    fn submit(&mut self, tile: TileId, slot: Slot<Filling>) -> Result<(), (SourceError, Slot<Free>)>;
+    fn submit(&mut self, tile: TileId, slot: Slot<Filling, M>) -> Result<(), (SourceError, Slot<Free, M>)>;
 
     /// Waits until a read is complete, for at most `timeout`. None when the time is over, nothing is in flight, or
     /// the [waker](TileSource::waker) was used.
-    fn wait(&mut self, timeout: Option<Duration>) -> Option<Completed>;
+    fn wait(&mut self, timeout: Option<Duration>) -> Option<Completed<M>>;
 
     /// How many reads have been submitted and not yet been returned by [`TileSource::wait`].
     fn in_flight(&self) -> usize;
+
+    /// Whether the source puts its work into the trace itself, since it knows better than who asks it when that was.
+    fn traces_itself(&self) -> bool {
+        false
+    }
 
     /// What another thread can end a [`TileSource::wait`] with, or make the next one return at once. A source
     /// without it is waited for a millisecond at a time, as a slot may become free meanwhile.
@@ -42,9 +47,9 @@ pub type Waker = Box<dyn Fn() + Send + Sync>;
 
 /// A read that ended.
 #[derive(Debug)]
-pub struct Completed {
+pub struct Completed<M = Region> {
     /// The filled slot; or why not, with the slot. An error ends the stream.
-    pub result: Result<Slot<Ready>, (SourceError, Slot<Free>)>,
+    pub result: Result<Slot<Ready, M>, (SourceError, Slot<Free, M>)>,
     /// The tag of the slot that was submitted.
     pub tag: u64,
     /// What was moved for it: the payload, rounded out.

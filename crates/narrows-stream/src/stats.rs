@@ -10,10 +10,14 @@ use crate::Bytes;
 pub struct Stats {
     /// Reading.
     pub disk: StageStats,
+    /// Copying to the device, by its clock; none where tiles are used in host memory.
+    pub link: Option<StageStats>,
     /// Computing, as far as it holds tiles.
     pub compute: StageStats,
-    /// The payload of the resident tiles that are in memory by now.
+    /// The payload of the resident tiles that are in host memory by now.
     pub resident: Bytes,
+    /// The payload of those that are on the device.
+    pub resident_on_device: Bytes,
     /// The payload that was handed out from slots, having been read for that; the rest came from resident tiles.
     /// Unlike `disk.bytes`, this has nothing of what is read ahead.
     pub streamed: Bytes,
@@ -27,8 +31,10 @@ impl Stats {
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             disk: self.disk.since(&earlier.disk),
+            link: self.link.map(|link| link.since(&earlier.link.unwrap_or_default())),
             compute: self.compute.since(&earlier.compute),
             resident: self.resident,
+            resident_on_device: self.resident_on_device,
             streamed: self.streamed.saturating_sub(earlier.streamed),
             passes: self.passes.saturating_sub(earlier.passes),
         }

@@ -7,13 +7,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use narrows_staging::{Arena, Free, InUse, Slot};
+use narrows_staging::device::{DeviceRegion, Source};
+use narrows_staging::{Arena, Free, InUse, Memory, Region, Slot};
 
 use crate::pass::Pass;
-use crate::plan::region;
 use crate::reader::{Delivery, Home, Purpose, Reader, Request, State, Walked};
-use crate::shared::Shared;
-use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Waker};
+use crate::shared::{Feed, Shared};
+use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Upload, Waker};
 
 /// Says what a tile is, for errors and traces: `model.layers.3.mlp.up_proj.weight in model-00001.safetensors`.
 pub type Describe = Arc<dyn Fn(TileId) -> String + Send + Sync>;
@@ -41,21 +41,25 @@ impl Default for Options {
 /// The first read that fails ends the stream: its error is the result of the next call, and each later call gives
 /// [`Error::Ended`]. Dropping the stream at any moment ends it too; it waits for reads in flight, since they write
 /// to memory, but for nothing else.
-pub struct Stream {
+pub struct Stream<M: Memory = Region> {
     pub(crate) walk: Vec<(TileId, Place)>,
     pub(crate) tiles: Vec<(Bytes, Place)>,
     /// The next step of the walk. Steps count on from pass to pass.
     pub(crate) position: u64,
-    pub(crate) resident: Vec<Option<Slot<InUse>>>,
+    /// Tiles that are read once, and were handed out.
+    pub(crate) gone: Vec<bool>,
+    pub(crate) resident: Vec<Option<Arc<Slot<InUse, M>>>>,
     /// Tiles that arrived before they were asked for, by step and by ticket.
-    pub(crate) ahead: BTreeMap<u64, Slot<InUse>>,
-    pub(crate) demanded: BTreeMap<u64, Slot<InUse>>,
+    pub(crate) ahead: BTreeMap<u64, Slot<InUse, M>>,
+    pub(crate) demanded: BTreeMap<u64, Slot<InUse, M>>,
     /// Tickets below this are wanted by nobody any more.
     pub(crate) ticket: u64,
     pub(crate) next_ticket: u64,
-    pub(crate) reader: ToReader,
+    pub(crate) reader: ToReader<M>,
     pub(crate) shared: Arc<Shared>,
-    deliveries: Receiver<Result<Delivery, Error>>,
+    /// What the tiles come from, if that is another stream.
+    feed: Option<Feed>,
+    deliveries: Receiver<Result<Delivery<M>, Error>>,
     ended: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -74,26 +78,105 @@ impl Stream {
         source: impl TileSource + 'static,
         options: Options,
     ) -> Result<Self, Error> {
+        let carve = |bytes: Bytes| arena.carve(usize::try_from(bytes.get()).unwrap_or(usize::MAX));
+        Self::start_in(plan, carve, source, options)
+    }
+
+    /// Goes on to the next time that the walk comes to `tile`, and takes it for a copy, if it is here already.
+    /// This is instead of a [pass](Stream::pass), for one who keeps a tile while others come.
+    ///
+    /// # Errors
+    /// As [`Pass::next`].
+    pub(crate) fn try_fetch(&mut self, tile: TileId) -> Result<Option<Source>, Error> {
+        let place = self.go_to_tile(tile)?;
+        self.take_deliveries()?;
+        let here = match place {
+            Place::Resident => self.resident[tile.index()].is_some(),
+            _ => self.ahead.contains_key(&self.position),
+        };
+        if here { self.fetch(tile).map(Some) } else { Ok(None) }
+    }
+
+    /// As [`Stream::try_fetch`], but waits until the tile is here.
+    ///
+    /// # Errors
+    /// As [`Pass::next`].
+    pub(crate) fn fetch(&mut self, tile: TileId) -> Result<Source, Error> {
+        let place = self.go_to_tile(tile)?;
+        let slot = self.arrive(tile, place)?;
+        let staying = || self.resident[tile.index()].clone();
+        let source = slot.map(Source::Passing).or_else(|| staying().map(Source::Staying));
+        source.ok_or(Error::Gone { tile })
+    }
+
+    /// Gives back the slot of a tile that was fetched.
+    pub(crate) fn give_back(&self, slot: Slot<InUse>) {
+        self.reader.free(slot.release());
+    }
+
+    /// The payload of a tile.
+    pub(crate) fn len_of(&self, tile: TileId) -> usize {
+        self.tiles.get(tile.index()).map_or(0, |(len, _)| len.get() as usize)
+    }
+
+    fn go_to_tile(&mut self, tile: TileId) -> Result<Place, Error> {
+        let count = self.walk.len() as u64;
+        let step = (self.position..self.position + count)
+            .find(|step| self.walk[(step % count) as usize].0 == tile)
+            .ok_or(Error::NotWalked { tile })?;
+        self.go_to(step);
+        Ok(self.walk[(step % count) as usize].1)
+    }
+}
+
+impl Stream<DeviceRegion> {
+    /// As [`Stream::start`], in the memory of a device: tiles come from `upload`, and go to what `carve` gives.
+    ///
+    /// # Errors
+    /// As [`Stream::start`], and those of `carve`.
+    pub fn start_on_device(
+        plan: &Plan,
+        carve: impl FnMut(Bytes) -> Result<DeviceRegion, narrows_staging::Error>,
+        upload: Upload,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let feed = Feed { host: upload.host().clone(), link: upload.link().clone() };
+        let mut stream = Self::start_in(plan, carve, upload, options)?;
+        stream.feed = Some(feed);
+        Ok(stream)
+    }
+}
+
+impl<M: Memory> Stream<M> {
+    /// As [`Stream::start`], in memory of any kind: `carve` gives as much as it is asked for.
+    ///
+    /// # Errors
+    /// As [`Stream::start`], and those of `carve`.
+    pub fn start_in(
+        plan: &Plan,
+        mut carve: impl FnMut(Bytes) -> Result<M, narrows_staging::Error>,
+        source: impl TileSource<M> + 'static,
+        options: Options,
+    ) -> Result<Self, Error> {
         let Options { describe, trace } = options;
         for (id, (tile, _)) in (0..).map(TileId).zip(&plan.tiles) {
-            let (needed, planned) = (Bytes(source.capacity(id) as u64), region(tile));
+            let (needed, planned) = (Bytes(source.capacity(id) as u64), plan.region(tile));
             if needed > planned {
                 return Err(Error::Capacity { tile: describe(id), needed, planned });
             }
         }
 
-        let carve = |bytes: Bytes| -> Result<Slot<Free>, Error> {
-            Ok(Slot::new(arena.carve(usize::try_from(bytes.get()).unwrap_or(usize::MAX))?))
-        };
+        let mut carve = |bytes: Bytes| -> Result<Slot<Free, M>, Error> { Ok(Slot::new(carve(bytes)?)) };
         let place = |id: TileId| plan.tiles[id.index()];
-        let home = |id: TileId| -> Result<Walked, Error> {
+        let mut home = |id: TileId| -> Result<Walked<M>, Error> {
             let home = match place(id) {
-                (tile, Place::Resident) => Home::Own(Some(carve(region(&tile))?)),
+                (tile, Place::Resident) => Home::Own(Some(carve(plan.region(&tile))?)),
+                (_, Place::Once) => Home::Once { done: false },
                 _ => Home::Slots,
             };
             Ok(Walked { tile: id, home })
         };
-        let walked = plan.walk().map(home).collect::<Result<_, _>>()?;
+        let walked = plan.walk().map(&mut home).collect::<Result<_, _>>()?;
         let slots = (0..plan.slots).map(|_| carve(plan.slot_capacity)).collect::<Result<_, _>>()?;
         let pool =
             (0..plan.demand_slots).map(|_| carve(plan.demand_slot_capacity)).collect::<Result<_, _>>()?;
@@ -102,6 +185,8 @@ impl Stream {
         let (requests, requested) = crossbeam_channel::unbounded();
         let (delivered, deliveries) = crossbeam_channel::unbounded();
         let waker = source.waker();
+        // Numbers of its own, so that the reads of two streams can be told apart in one trace.
+        let next_tag = if source.traces_itself() { 1 << 32 } else { 0 };
         let reader = Reader {
             woken: waker.is_some(),
             source,
@@ -112,13 +197,15 @@ impl Stream {
             requests: requested,
             deliveries: delivered,
             shared: shared.clone(),
-            state: State::default(),
+            state: State::counting_from(next_tag),
         };
-        let thread = thread::Builder::new().name("narrows-reader".into()).spawn(|| reader.run());
+        let name = std::any::type_name::<M>().rsplit("::").next().unwrap_or_default().to_owned();
+        let thread = thread::Builder::new().name(name).spawn(|| reader.run());
         Ok(Self {
             walk: plan.walk().map(|id| (id, place(id).1)).collect(),
             tiles: plan.tiles.iter().map(|(tile, place)| (tile.len, *place)).collect(),
             position: 0,
+            gone: vec![false; plan.tiles.len()],
             resident: plan.tiles.iter().map(|_| None).collect(),
             ahead: BTreeMap::new(),
             demanded: BTreeMap::new(),
@@ -126,6 +213,7 @@ impl Stream {
             next_ticket: 0,
             reader: ToReader { requests: Some(requests), waker },
             shared,
+            feed: None,
             deliveries,
             ended: false,
             thread: Some(thread.map_err(Error::Thread)?),
@@ -133,7 +221,7 @@ impl Stream {
     }
 
     /// Begins a pass: the next walk over all tiles that are not demanded.
-    pub fn pass(&mut self) -> Pass<'_> {
+    pub fn pass(&mut self) -> Pass<'_, M> {
         Pass::new(self)
     }
 
@@ -146,7 +234,7 @@ impl Stream {
     /// A window into the stream for other threads, and for after its end.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
-        Monitor(self.shared.clone())
+        Monitor { shared: self.shared.clone(), feed: self.feed.clone() }
     }
 
     /// Writes the trace so far: see [`Monitor::write_trace`].
@@ -162,18 +250,8 @@ impl Stream {
         &mut self,
         mut arrived: impl FnMut(&mut Self) -> Option<T>,
     ) -> Result<T, Error> {
-        if self.ended {
-            return Err(Error::Ended);
-        }
         loop {
-            // All that is here already goes first: slots of tiles that were skipped become free, errors are heard.
-            loop {
-                match self.deliveries.try_recv() {
-                    Ok(delivery) => self.accept(delivery)?,
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return Err(self.panicked()),
-                }
-            }
+            self.take_deliveries()?;
             if let Some(arrived) = arrived(self) {
                 return Ok(arrived);
             }
@@ -187,11 +265,25 @@ impl Stream {
         }
     }
 
-    fn accept(&mut self, delivery: Result<Delivery, Error>) -> Result<(), Error> {
+    /// All that is here already goes first: slots of tiles that were skipped become free, errors are heard.
+    fn take_deliveries(&mut self) -> Result<(), Error> {
+        if self.ended {
+            return Err(Error::Ended);
+        }
+        loop {
+            match self.deliveries.try_recv() {
+                Ok(delivery) => self.accept(delivery)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(self.panicked()),
+            }
+        }
+    }
+
+    fn accept(&mut self, delivery: Result<Delivery<M>, Error>) -> Result<(), Error> {
         let Delivery { purpose, tile, slot } = delivery.inspect_err(|_| self.ended = true)?;
         match purpose {
-            Purpose::Resident => self.resident[tile.index()] = Some(slot),
-            Purpose::Step(step) if step < self.position => self.reader.free(slot.release()),
+            Purpose::Resident => self.resident[tile.index()] = Some(Arc::new(slot)),
+            Purpose::Step(step) if step < self.position => self.left_out(step, slot),
             Purpose::Step(step) => _ = self.ahead.insert(step, slot),
             Purpose::Ticket(ticket) if ticket < self.ticket => {
                 self.reader.free_demand(slot.release());
@@ -201,13 +293,39 @@ impl Stream {
         Ok(())
     }
 
+    /// Waits for the tile of the present step and goes on to the next; none if the tile stays.
+    pub(crate) fn arrive(&mut self, tile: TileId, place: Place) -> Result<Option<Slot<InUse, M>>, Error> {
+        let step = self.position;
+        let index = tile.index();
+        if place == Place::Once && self.gone[index] {
+            return Err(Error::Gone { tile });
+        }
+        let slot = self.wait_for(|stream| match place {
+            Place::Resident => stream.resident[index].as_ref().map(|_| None),
+            _ => stream.ahead.remove(&step).map(Some),
+        })?;
+        self.gone[index] = place == Place::Once;
+        self.go_to(step + 1);
+        Ok(slot)
+    }
+
     /// Goes on to a step; what was read for those before it is not wanted any more.
     pub(crate) fn go_to(&mut self, step: u64) {
         self.position = step;
         self.shared.set_position(step);
         while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() < step) {
-            self.reader.free(entry.remove().release());
+            let (step, slot) = entry.remove_entry();
+            self.left_out(step, slot);
         }
+    }
+
+    /// Gives back a tile that was read and not wanted. One that is read once has to be read again.
+    fn left_out(&self, step: u64, slot: Slot<InUse, M>) {
+        let index = (step % (self.walk.len() as u64).max(1)) as usize;
+        if self.walk[index].1 == Place::Once {
+            self.reader.send(Request::Again(index));
+        }
+        self.reader.free(slot.release());
     }
 
     /// Asks for tiles, each under the next ticket, and forgets what was asked for before.
@@ -227,7 +345,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl<M: Memory> Drop for Stream<M> {
     fn drop(&mut self) {
         self.reader.close();
         if let Some(thread) = self.thread.take() {
@@ -238,15 +356,15 @@ impl Drop for Stream {
 }
 
 /// The consumer's end of the reader.
-pub(crate) struct ToReader {
+pub(crate) struct ToReader<M = Region> {
     /// None once it is closed.
-    requests: Option<Sender<Request>>,
+    requests: Option<Sender<Request<M>>>,
     waker: Option<Waker>,
 }
 
-impl ToReader {
+impl<M> ToReader<M> {
     /// Tells the reader something. One that has ended needs no telling.
-    pub(crate) fn send(&self, request: Request) {
+    pub(crate) fn send(&self, request: Request<M>) {
         if let Some(requests) = &self.requests
             && requests.send(request).is_ok()
         {
@@ -254,11 +372,11 @@ impl ToReader {
         }
     }
 
-    pub(crate) fn free(&self, slot: Slot<Free>) {
+    pub(crate) fn free(&self, slot: Slot<Free, M>) {
         self.send(Request::Freed(slot));
     }
 
-    pub(crate) fn free_demand(&self, slot: Slot<Free>) {
+    pub(crate) fn free_demand(&self, slot: Slot<Free, M>) {
         self.send(Request::FreedDemand(slot));
     }
 

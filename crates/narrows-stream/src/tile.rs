@@ -21,6 +21,18 @@ pub struct Tile {
     pub len: Bytes,
     /// The memory that its source needs to read it into: the payload, rounded out to blocks.
     pub capacity: Bytes,
-    /// Whether it is fetched only when asked for by number, instead of being walked in each pass.
-    pub demanded: bool,
+    /// When it is fetched.
+    pub access: Access,
+}
+
+/// When a tile is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// In each pass.
+    #[default]
+    Walked,
+    /// In the first pass only: from then on it lives elsewhere.
+    Once,
+    /// When asked for by number.
+    Demanded,
 }

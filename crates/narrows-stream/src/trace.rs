@@ -2,16 +2,20 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use narrows_staging::{Budget, Reservation};
 use serde_json::{Value, json};
 
+use crate::shared::lock;
 use crate::{Bytes, Error, TileId};
 
-/// The rows of the trace: computing, and below it the disk with a lane for each read that overlaps another.
+/// The rows of the trace: computing, below it the link to a device, and below that the disk with a lane for each
+/// read that overlaps another.
 const COMPUTE_ROW: usize = 1;
-const FIRST_DISK_ROW: usize = 2;
+const LINK_ROW: usize = 2;
+const FIRST_DISK_ROW: usize = 3;
 
 /// A tile that went through a stage.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,7 @@ pub(crate) struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Disk,
+    Link,
     Compute,
 }
 
@@ -37,14 +42,18 @@ impl Stage {
     const fn name(self) -> &'static str {
         match self {
             Self::Disk => "disk",
+            Self::Link => "h2d",
             Self::Compute => "compute",
         }
     }
 }
 
 /// The memory of a trace: the last events, as many as there is room for. See [`Options`](crate::Options).
+#[derive(Debug, Clone)]
+pub struct Trace(Arc<Mutex<Events>>);
+
 #[derive(Debug)]
-pub struct Trace {
+struct Events {
     events: VecDeque<Event>,
     room: usize,
     _reservation: Reservation,
@@ -58,7 +67,9 @@ impl Trace {
     /// [`Error::Staging`] if the budget does not have it.
     pub fn new(budget: &Budget, events: usize) -> Result<Self, Error> {
         let reservation = budget.reserve("trace", Self::memory(events))?;
-        Ok(Self { events: VecDeque::with_capacity(events), room: events, _reservation: reservation })
+        let events =
+            Events { events: VecDeque::with_capacity(events), room: events, _reservation: reservation };
+        Ok(Self(Arc::new(Mutex::new(events))))
     }
 
     /// The memory that it takes to record so many events, and to write them.
@@ -69,15 +80,16 @@ impl Trace {
         Bytes((events as u64).saturating_mul(4 * size_of::<Event>() as u64))
     }
 
-    pub(crate) fn record(&mut self, event: Event) {
-        if self.events.len() >= self.room {
-            self.events.pop_front();
+    pub(crate) fn record(&self, event: Event) {
+        let mut trace = lock(&self.0);
+        if trace.events.len() >= trace.room {
+            trace.events.pop_front();
         }
-        self.events.push_back(event);
+        trace.events.push_back(event);
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {
-        self.events.iter().copied().collect()
+        lock(&self.0).events.iter().copied().collect()
     }
 }
 
@@ -96,11 +108,19 @@ pub(crate) fn write(
     let mut put = |event: Value| write!(out, ",\n{event}");
     let mut lanes: Vec<Instant> = Vec::new();
     let mut reads = HashMap::new();
+    let mut linked = false;
     let mut in_flight = Vec::new();
     for event in &events {
         let (start, end) = (micros(event.start), micros(event.end));
         let tid = match event.stage {
             Stage::Compute => COMPUTE_ROW,
+            Stage::Link => {
+                if !std::mem::replace(&mut linked, true) {
+                    put(row(LINK_ROW, "h2d"))?;
+                }
+                reads.insert(event.read, (LINK_ROW, start));
+                LINK_ROW
+            }
             Stage::Disk => {
                 let free = lanes.iter().position(|&end| end <= event.start);
                 let lane = free.unwrap_or(lanes.len());
@@ -189,10 +209,10 @@ mod tests {
         let names: Vec<_> = of("M").iter().map(|e| e["args"]["name"].clone()).collect();
         assert_eq!(names, ["compute", "disk 1", "disk 2"]);
         let rows: Vec<_> = of("X").iter().map(|e| e["tid"].as_u64().unwrap()).collect();
-        assert_eq!(rows, [2, 3, 2, 1, 1]);
+        assert_eq!(rows, [3, 4, 3, 1, 1]);
         assert_eq!((&of("X")[1]["ts"], &of("X")[1]["dur"]), (&json!(5.0), &json!(10.0)));
         assert_eq!((of("s").len(), of("f").len()), (1, 1));
-        assert_eq!((&of("s")[0]["tid"], &of("f")[0]["ts"]), (&json!(2), &json!(11.0)));
+        assert_eq!((&of("s")[0]["tid"], &of("f")[0]["ts"]), (&json!(3), &json!(11.0)));
         let sums: Vec<_> = of("C").iter().map(|e| e["args"]["bytes"].as_i64().unwrap()).collect();
         assert_eq!(sums, [10, 20, 10, 20, 10, 0]);
     }
@@ -206,7 +226,7 @@ mod tests {
     fn the_last_events_stay() {
         let zero = Instant::now();
         let budget = Budget::new(Trace::memory(3));
-        let mut trace = Trace::new(&budget, 3).unwrap();
+        let trace = Trace::new(&budget, 3).unwrap();
         for i in 0..10 {
             trace.record(event(Stage::Disk, i, i, i + 1, zero));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
 use narrows_stream::{
-    Bytes, Error, FileSource, Options, Plan, Request, Slots, Speed, Stream, Tile, TileId, plan,
+    Access, Bytes, Error, FileSource, Options, Plan, Request, Slots, Speed, Stream, Tile, TileId, plan,
 };
 
 /// Tiles of odd sizes at odd offsets, in two files; every fifth is on demand.
@@ -42,11 +42,15 @@ fn write(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn planned(share: f64) -> Plan {
-    let tiles: Vec<Tile> =
-        ranges().iter().enumerate().map(|(n, range)| FileSource::tile(range, n % 5 == 4)).collect();
+    let tiles: Vec<Tile> = ranges()
+        .iter()
+        .enumerate()
+        .map(|(n, range)| FileSource::tile(range, if n % 5 == 4 { Access::Demanded } else { Access::Walked }))
+        .collect();
     let mut request = Request {
         tiles: &tiles,
         budget: Bytes(u64::MAX),
+        grain: narrows_staging::ALIGNMENT,
         needs: &[],
         slots: Slots::Exactly(3),
         demand_slots: 2,

@@ -1,6 +1,6 @@
 //! The plan against what it promises.
 
-use narrows_stream::{Bound, Bytes, Error, Need, Place, Plan, Request, Slots, Speed, Tile, plan};
+use narrows_stream::{Access, Bound, Bytes, Error, Need, Place, Plan, Request, Slots, Speed, Tile, plan};
 use proptest::prelude::*;
 
 fn region(tile: &Tile) -> u64 {
@@ -9,10 +9,11 @@ fn region(tile: &Tile) -> u64 {
 
 fn tile() -> impl Strategy<Value = Tile> {
     let len = prop_oneof![4 => 1_u64..100_000, 1 => Just(65_536), 1 => 1_u64..2_000_000];
-    (len, 0_u64..8192, prop::bool::weighted(0.1)).prop_map(|(len, slack, demanded)| Tile {
+    let access = prop_oneof![8 => Just(Access::Walked), 1 => Just(Access::Once), 1 => Just(Access::Demanded)];
+    (len, 0_u64..8192, access).prop_map(|(len, slack, access)| Tile {
         len: Bytes(len),
         capacity: Bytes(len + slack),
-        demanded,
+        access,
     })
 }
 
@@ -38,6 +39,7 @@ impl Case {
         plan(&Request {
             tiles: &self.tiles,
             budget: Bytes(budget),
+            grain: narrows_staging::ALIGNMENT,
             needs: &self.needs,
             slots: self.slots,
             demand_slots: self.demand_slots,
@@ -87,12 +89,12 @@ proptest! {
         let pool = plan.demand_slots as u64 * plan.demand_slot_capacity.get();
         prop_assert_eq!(plan.arena.get(), regions + slots + pool);
         prop_assert_eq!(plan.resident, at(Place::Resident).map(|tile| tile.len).sum());
-        prop_assert_eq!(plan.slot_capacity.get(), at(Place::Streamed).map(region).max().unwrap_or(0));
+        prop_assert_eq!(plan.slot_capacity.get(), at(Place::Streamed).chain(at(Place::Once)).map(region).max().unwrap_or(0));
         prop_assert_eq!(plan.demand_slots == 0, at(Place::Demanded).next().is_none());
-        prop_assert!(at(Place::Demanded).all(|tile| tile.demanded && region(tile) <= plan.demand_slot_capacity.get()));
+        prop_assert!(at(Place::Demanded).all(|tile| tile.access == Access::Demanded && region(tile) <= plan.demand_slot_capacity.get()));
         prop_assert_eq!(plan.disk_bytes_per_pass, at(Place::Streamed).map(|tile| tile.len).sum::<Bytes>() + Bytes(1000));
-        prop_assert_eq!(plan.walked, plan.tiles.iter().filter(|(t, _)| !t.demanded).map(|(t, _)| t.len).sum());
-        prop_assert!(plan.walk().all(|id| !plan.tiles[id.index()].0.demanded));
+        prop_assert_eq!(plan.walked, plan.tiles.iter().filter(|(t, _)| t.access == Access::Walked).map(|(t, _)| t.len).sum());
+        prop_assert!(plan.walk().all(|id| plan.tiles[id.index()].0.access != Access::Demanded));
     }
 
     #[test]
@@ -113,7 +115,7 @@ proptest! {
         let all = case.plan(case.budget()).unwrap().all_resident_at.get();
         for budget in [case.budget(), all, all.saturating_sub(1).max(case.minimum())] {
             let plan = case.plan(budget).unwrap();
-            let streams = plan.tiles.iter().any(|(_, place)| *place == Place::Streamed);
+            let streams = plan.tiles.iter().any(|(_, place)| matches!(place, Place::Streamed | Place::Once));
             prop_assert_eq!(streams, plan.slots > 0);
             prop_assert_eq!(plan.all_resident(), budget >= plan.all_resident_at.get());
         }
@@ -147,7 +149,7 @@ proptest! {
 }
 
 fn uniform(count: usize, slots: Slots, budget: u64) -> Result<Plan, Error> {
-    let tiles = vec![Tile { len: Bytes::mib(8), capacity: Bytes::mib(8), demanded: false }; count];
+    let tiles = vec![Tile { len: Bytes::mib(8), capacity: Bytes::mib(8), access: Access::Walked }; count];
     Case { tiles, slots, needs: vec![Need::new("KV cache", Bytes::mib(4))], demand_slots: 1, share: 0.0 }
         .plan(budget << 20)
 }
@@ -183,7 +185,7 @@ fn a_refusal_says_what_would_do() {
 #[test]
 fn a_big_model_is_planned_at_once() {
     // 405B in bf16, cut into tiles of 32 MiB.
-    let tiles = vec![Tile { len: Bytes::mib(32), capacity: Bytes(33 << 20), demanded: false }; 24_000];
+    let tiles = vec![Tile { len: Bytes::mib(32), capacity: Bytes(33 << 20), access: Access::Walked }; 24_000];
     let case = Case { tiles, slots: Slots::Auto, needs: vec![], demand_slots: 0, share: 0.0 };
     let plan = case.plan(400 << 30).unwrap();
     assert!(plan.total() > Bytes((400 << 30) - (33 << 20)));

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use narrows_cpu::{AttentionRow, Cpu};
-
 use crate::architecture::{Architecture, LayerWeight};
+use crate::backend::{Activation, Backend, Step};
 use crate::error::{Error, Result};
 use crate::sequence::Sequence;
 use crate::weights::{Pass, Weights};
@@ -20,53 +19,42 @@ pub(crate) struct Segment<'a> {
 }
 
 /// Computes steps: ragged batches of rows of any number of sequences.
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<B: Backend> {
     architecture: Architecture,
-    weights: Weights,
-    cpu: Cpu,
-    buffers: Buffers,
+    weights: Weights<B>,
+    backend: B,
+    tables: Tables,
     layer_hook: Option<Box<dyn FnMut(usize) + Send>>,
 }
 
-/// Activations of a step of `n` rows. They grow with the largest step and are reused.
+/// What a step is made of, on the host. Reused.
 #[derive(Default)]
-struct Buffers {
-    /// The residual stream, `[n, hidden]`.
-    x: Vec<f32>,
-    /// Normed rows going into a projection, and what comes back, `[n, hidden]`.
-    normed: Vec<f32>,
-    out: Vec<f32>,
-    /// `[n, q_size]`
-    q: Vec<f32>,
-    attended: Vec<f32>,
-    /// `[n, kv_size]`
-    k: Vec<f32>,
-    v: Vec<f32>,
-    /// `[n, intermediate]`
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    /// `[n, head_dim / 2]`
+struct Tables {
+    tokens: Vec<u32>,
+    rows: Vec<(usize, usize)>,
+    wanted: Vec<usize>,
+    embeddings: Vec<u8>,
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// `[wanted, vocab]`
-    logits: Vec<f32>,
 }
 
-impl Decoder {
-    pub(crate) fn new(architecture: Architecture, weights: Weights, cpu: Cpu) -> Self {
-        Self { architecture, weights, cpu, buffers: Buffers::default(), layer_hook: None }
+impl<B: Backend> Decoder<B> {
+    pub(crate) fn new(architecture: Architecture, weights: Weights<B>, backend: B) -> Self {
+        Self { architecture, weights, backend, tables: Tables::default(), layer_hook: None }
     }
 
-    pub(crate) const fn architecture(&self) -> &Architecture {
-        &self.architecture
+    pub(crate) const fn backend(&self) -> &B {
+        &self.backend
     }
 
-    pub(crate) const fn cpu(&self) -> &Cpu {
-        &self.cpu
-    }
-
-    pub(crate) const fn weights(&self) -> &Weights {
+    pub(crate) const fn weights(&self) -> &Weights<B> {
         &self.weights
+    }
+
+    /// Bytes of what a step of `rows` rows is made of on the host.
+    pub(crate) const fn table_bytes(a: &Architecture, rows: usize) -> usize {
+        // Embeddings, of at most a float each, cosines and sines.
+        4 * (a.hidden_size + a.head_dim) * rows
     }
 
     /// Calls `hook(layer)` before each layer of each step.
@@ -74,20 +62,50 @@ impl Decoder {
         self.layer_hook = Some(hook);
     }
 
-    /// Bytes of activations of a step of `rows` rows of which `wanted` come to logits.
-    pub(crate) fn activation_bytes(a: &Architecture, rows: usize, wanted: usize) -> usize {
-        let row = 3 * a.hidden_size + 2 * a.q_size() + 2 * a.kv_size() + 2 * a.intermediate_size + a.head_dim;
-        4 * row * rows + 4 * a.vocab_size * wanted
-    }
-
     /// Computes all rows of `segments` and returns the logits of the wanted ones, `[wanted, vocab]`, in the
     /// order of the segments.
     ///
     /// If it fails, the sequences are as long as before and may be used again.
     pub(crate) fn step(&mut self, segments: &mut [Segment<'_>]) -> Result<&mut [f32]> {
-        let Self { architecture: a, weights, cpu, buffers: b, layer_hook } = self;
-        let mut rows = Vec::new();
-        let mut tokens = Vec::new();
+        let Self { architecture: a, weights, backend, tables: t, layer_hook } = self;
+        t.fill(a, segments)?;
+        weights.read_embeddings(&t.tokens, &mut t.embeddings)?;
+        let step = Step {
+            rows: &t.rows,
+            embeddings: &t.embeddings,
+            encoding: weights.embedding_encoding(),
+            cos: &t.cos,
+            sin: &t.sin,
+            wanted: &t.wanted,
+        };
+        let mut sequences: Vec<_> = segments.iter_mut().map(|segment| &mut *segment.sequence).collect();
+        backend.begin(&step, &mut sequences)?;
+
+        let mut pass = weights.pass();
+        for layer in 0..a.layers {
+            if let Some(hook) = layer_hook {
+                hook(layer);
+            }
+            let mut half = Half { a, pass: &mut pass, backend, layer };
+            half.attention(&mut sequences)?;
+            half.mlp()?;
+        }
+        let encoding = pass.head_encoding();
+        backend.finish(pass.final_norm()?, a.norm_eps, encoding)?;
+        pass.head(backend, t.wanted.is_empty())?;
+        let logits = backend.logits()?;
+        for segment in segments.iter_mut() {
+            segment.sequence.advance(segment.tokens.len());
+        }
+        Ok(logits)
+    }
+}
+
+impl Tables {
+    fn fill(&mut self, a: &Architecture, segments: &[Segment<'_>]) -> Result<()> {
+        self.rows.clear();
+        self.tokens.clear();
+        self.wanted.clear();
         for (index, segment) in segments.iter().enumerate() {
             let start = segment.sequence.len();
             if segment.tokens.len() > segment.sequence.capacity() - start {
@@ -102,147 +120,105 @@ impl Decoder {
                     a.vocab_size
                 )));
             }
-            rows.extend((0..segment.tokens.len()).map(|i| (index, start + i)));
-            tokens.extend_from_slice(segment.tokens);
+            self.wanted.extend(segment.wanted.clone().map(|row| self.rows.len() + row));
+            self.rows.extend((0..segment.tokens.len()).map(|i| (index, start + i)));
+            self.tokens.extend_from_slice(segment.tokens);
         }
-        let n = rows.len();
-        b.resize(a, n);
-
-        weights.embed(cpu, &tokens, &mut b.x)?;
         let half = a.head_dim / 2;
-        for (i, &(segment, position)) in rows.iter().enumerate() {
+        self.cos.resize(self.rows.len() * half, 0.0);
+        self.sin.resize(self.rows.len() * half, 0.0);
+        for (i, &(segment, position)) in self.rows.iter().enumerate() {
             let frequencies = a.rope.inverse_frequencies(segments[segment].sequence.rope_length(position));
             let row = i * half..(i + 1) * half;
-            a.rope.angles(&frequencies, position, &mut b.cos[row.clone()], &mut b.sin[row]);
-        }
-
-        let mut pass = weights.pass();
-        for layer in 0..a.layers {
-            if let Some(hook) = layer_hook {
-                hook(layer);
-            }
-            let mut layer = Layer { a, pass: &mut pass, cpu, layer };
-            layer.attention(b, &rows, segments)?;
-            layer.mlp(b)?;
-        }
-        for segment in segments.iter_mut() {
-            segment.sequence.advance(segment.tokens.len());
-        }
-
-        // The head runs for the wanted rows alone: gather them.
-        let hidden = a.hidden_size;
-        let mut wanted = 0;
-        let mut first = 0;
-        for segment in segments.iter() {
-            for row in segment.wanted.clone() {
-                let from = (first + row) * hidden;
-                b.x.copy_within(from..from + hidden, wanted * hidden);
-                wanted += 1;
-            }
-            first += segment.tokens.len();
-        }
-        resize(&mut b.logits, wanted * a.vocab_size);
-        let (x, normed) = (&b.x[..wanted * hidden], &mut b.normed[..wanted * hidden]);
-        cpu.rms_norm(x, pass.final_norm(), a.norm_eps, normed)?;
-        pass.head(cpu, normed, &mut b.logits)?;
-        Ok(&mut b.logits)
-    }
-}
-
-impl Buffers {
-    fn resize(&mut self, a: &Architecture, n: usize) {
-        for (buffer, width) in [
-            (&mut self.x, a.hidden_size),
-            (&mut self.normed, a.hidden_size),
-            (&mut self.out, a.hidden_size),
-            (&mut self.q, a.q_size()),
-            (&mut self.attended, a.q_size()),
-            (&mut self.k, a.kv_size()),
-            (&mut self.v, a.kv_size()),
-            (&mut self.gate, a.intermediate_size),
-            (&mut self.up, a.intermediate_size),
-            (&mut self.cos, a.head_dim / 2),
-            (&mut self.sin, a.head_dim / 2),
-        ] {
-            resize(buffer, n * width);
-        }
-    }
-}
-
-/// Makes a buffer that long without taking more memory than that, as a growing `Vec` otherwise would.
-fn resize(buffer: &mut Vec<f32>, len: usize) {
-    buffer.reserve_exact(len.saturating_sub(buffer.len()));
-    buffer.resize(len, 0.0);
-}
-
-/// A layer being computed.
-struct Layer<'a, 'w> {
-    a: &'a Architecture,
-    pass: &'a mut Pass<'w>,
-    cpu: &'a Cpu,
-    layer: usize,
-}
-
-impl Layer<'_, '_> {
-    /// `x += o_proj(attention(norm(x)))`
-    fn attention(
-        &mut self,
-        b: &mut Buffers,
-        rows: &[(usize, usize)],
-        segments: &mut [Segment<'_>],
-    ) -> Result<()> {
-        let (a, cpu) = (self.a, self.cpu);
-        self.norm(LayerWeight::AttentionNorm, &b.x, &mut b.normed)?;
-        self.project(LayerWeight::QProj, LayerWeight::QBias, &b.normed, &mut b.q)?;
-        self.project(LayerWeight::KProj, LayerWeight::KBias, &b.normed, &mut b.k)?;
-        self.project(LayerWeight::VProj, LayerWeight::VBias, &b.normed, &mut b.v)?;
-        for (weight, heads) in [(LayerWeight::QNorm, &mut b.q), (LayerWeight::KNorm, &mut b.k)] {
-            if let Some(norm) = self.pass.vector(self.layer, weight) {
-                cpu.rms_norm_in_place(heads, norm, a.norm_eps)?;
-            }
-        }
-        cpu.rope(&mut b.q, a.heads, a.head_dim, &b.cos, &b.sin)?;
-        cpu.rope(&mut b.k, a.kv_heads, a.head_dim, &b.cos, &b.sin)?;
-        let kv = a.kv_size();
-        for (&(segment, position), (key, value)) in
-            rows.iter().zip(b.k.chunks_exact(kv).zip(b.v.chunks_exact(kv)))
-        {
-            segments[segment].sequence.write(cpu, self.layer, position, key, value)?;
-        }
-        let window = a.windows[self.layer];
-        let attention: Vec<_> = rows
-            .iter()
-            .map(|&(segment, position)| AttentionRow {
-                kv: segments[segment].sequence.view(self.layer),
-                position,
-                window,
-            })
-            .collect();
-        cpu.attention(&b.q, &attention, a.heads, a.attention_scale(), &mut b.attended)?;
-        self.project(LayerWeight::OProj, LayerWeight::OBias, &b.attended, &mut b.out)?;
-        Ok(cpu.add(&b.out, &mut b.x)?)
-    }
-
-    /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn mlp(&mut self, b: &mut Buffers) -> Result<()> {
-        self.norm(LayerWeight::MlpNorm, &b.x, &mut b.normed)?;
-        self.project(LayerWeight::GateProj, LayerWeight::GateBias, &b.normed, &mut b.gate)?;
-        self.project(LayerWeight::UpProj, LayerWeight::UpBias, &b.normed, &mut b.up)?;
-        self.cpu.swiglu(&mut b.gate, &b.up)?;
-        self.project(LayerWeight::DownProj, LayerWeight::DownBias, &b.gate, &mut b.out)?;
-        Ok(self.cpu.add(&b.out, &mut b.x)?)
-    }
-
-    fn norm(&self, weight: LayerWeight, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let weight = self.pass.vector(self.layer, weight).unwrap_or_default();
-        Ok(self.cpu.rms_norm(x, weight, self.a.norm_eps, out)?)
-    }
-
-    fn project(&mut self, weight: LayerWeight, bias: LayerWeight, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.pass.linear(self.cpu, self.layer, weight, x, y)?;
-        if let Some(bias) = self.pass.vector(self.layer, bias) {
-            self.cpu.add_bias(bias, y)?;
+            a.rope.angles(&frequencies, position, &mut self.cos[row.clone()], &mut self.sin[row]);
         }
         Ok(())
     }
+}
+
+/// A layer being computed.
+struct Half<'a, 'w, B: Backend> {
+    a: &'a Architecture,
+    pass: &'a mut Pass<'w, B>,
+    backend: &'a mut B,
+    layer: usize,
+}
+
+impl<B: Backend> Half<'_, '_, B> {
+    /// `x += o_proj(attention(norm(x)))`, the sum being left to the next norm.
+    fn attention(&mut self, sequences: &mut [&mut Sequence]) -> Result<()> {
+        let (a, layer) = (self.a, self.layer);
+        self.project_normed(
+            layer > 0,
+            LayerWeight::AttentionNorm,
+            &[
+                (LayerWeight::QProj, LayerWeight::QBias, Activation::Query),
+                (LayerWeight::KProj, LayerWeight::KBias, Activation::Key),
+                (LayerWeight::VProj, LayerWeight::VBias, Activation::Value),
+            ],
+        )?;
+        for (weight, heads) in
+            [(LayerWeight::QNorm, Activation::Query), (LayerWeight::KNorm, Activation::Key)]
+        {
+            if let Some(norm) = self.pass.vector(layer, weight) {
+                self.backend.norm_heads(heads, norm, a.norm_eps)?;
+            }
+        }
+        let encoding = self.pass.encoding(layer, LayerWeight::OProj);
+        self.backend.attention(layer, a.windows[layer], sequences, encoding)?;
+        self.project(LayerWeight::OProj, LayerWeight::OBias, Activation::Attended, Activation::Projected)
+    }
+
+    /// `x += down(silu(gate(norm(x))) * up(norm(x)))`, the sum being left to the next norm.
+    fn mlp(&mut self) -> Result<()> {
+        self.project_normed(
+            true,
+            LayerWeight::MlpNorm,
+            &[
+                (LayerWeight::GateProj, LayerWeight::GateBias, Activation::Gate),
+                (LayerWeight::UpProj, LayerWeight::UpBias, Activation::Up),
+            ],
+        )?;
+        self.backend.swiglu(self.pass.encoding(self.layer, LayerWeight::DownProj))?;
+        self.project(LayerWeight::DownProj, LayerWeight::DownBias, Activation::Activated, Activation::Projected)
+    }
+
+    /// The projections that share a norm. They are all in one encoding in most models; where not, the norm is
+    /// made again for the next.
+    fn project_normed(
+        &mut self,
+        mut add: bool,
+        norm: LayerWeight,
+        projections: &[(LayerWeight, LayerWeight, Activation)],
+    ) -> Result<()> {
+        let mut made = None;
+        for &(weight, bias, to) in projections {
+            let encoding = self.pass.encoding(self.layer, weight);
+            if made != Some(encoding) {
+                let norm = self.pass.vector(self.layer, norm).ok_or_else(|| missing(norm))?;
+                self.backend.norm(add, norm, self.a.norm_eps, encoding)?;
+                (made, add) = (Some(encoding), false);
+            }
+            self.project(weight, bias, Activation::Normed, to)?;
+        }
+        Ok(())
+    }
+
+    fn project(
+        &mut self,
+        weight: LayerWeight,
+        bias: LayerWeight,
+        from: Activation,
+        to: Activation,
+    ) -> Result<()> {
+        self.pass.linear(self.backend, self.layer, weight, from, to)?;
+        if let Some(bias) = self.pass.vector(self.layer, bias) {
+            self.backend.add_bias(bias, to)?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(weight: LayerWeight) -> Error {
+    Error::Request(format!("{weight:?} is not loaded"))
 }

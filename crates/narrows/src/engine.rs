@@ -7,15 +7,19 @@ use std::sync::Arc;
 
 use narrows_cpu::Cpu;
 use narrows_shard::{Bytes, Encoding};
+use narrows_staging::device::{Carving, Copier, DeviceArena, DeviceRegion, Priority, Stream as DeviceStream};
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions, Reservation};
-use narrows_stream::{FileSource, Options as StreamOptions, Stream, Trace};
+use narrows_stream::{FileSource, Options as StreamOptions, Stream, TileId, Trace, Upload};
 
 use crate::architecture::Architecture;
+use crate::backend::{CpuBackend, CudaBackend};
+use crate::compute::Compute;
 use crate::decoder::{Decoder, Segment};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::measure;
 use crate::model::Model;
-use crate::plan::{Plan, Settings, Speeds, Workload};
+use crate::plan::{self, DevicePlan, DeviceSettings, Plan, Settings, Speeds, Workload};
 use crate::sampling::GenerationDefaults;
 use crate::sequence::Sequence;
 use crate::text::Text;
@@ -48,9 +52,12 @@ impl Context {
 pub struct EngineBuilder {
     threads: Option<NonZeroUsize>,
     chunk: Option<NonZeroUsize>,
-    kv_encoding: Encoding,
+    kv_encoding: Option<Encoding>,
     context: Context,
     ram: Option<Bytes>,
+    device: Option<Device>,
+    vram: Option<Bytes>,
+    carving: Carving,
     io: IoMode,
     slots: Option<NonZeroUsize>,
     tile: Option<Bytes>,
@@ -76,8 +83,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How keys and values are cached; float32 if not set.
-    pub const fn kv_encoding(mut self, encoding: Encoding) -> Self {
+    /// How keys and values are cached; float32 on the CPU and bfloat16 on a device if not set.
+    pub const fn kv_encoding(mut self, encoding: Option<Encoding>) -> Self {
         self.kv_encoding = encoding;
         self
     }
@@ -91,6 +98,25 @@ impl EngineBuilder {
     /// A hard cap on memory for weights, staging, KV cache and activations together; none if not set.
     pub const fn ram(mut self, budget: Option<Bytes>) -> Self {
         self.ram = budget;
+        self
+    }
+
+    /// Computes on a device instead of the CPU.
+    pub fn device(mut self, device: Option<Device>) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// A hard cap on the device's memory, with all that is in use of it before: weights, slots, KV cache,
+    /// activations and the context; all that is free if not set.
+    pub const fn vram(mut self, budget: Option<Bytes>) -> Self {
+        self.vram = budget;
+        self
+    }
+
+    /// How ranges of the device's memory are allocated: apart is for tests.
+    pub const fn carving(mut self, carving: Carving) -> Self {
+        self.carving = carving;
         self
     }
 
@@ -148,9 +174,10 @@ impl EngineBuilder {
     /// [`Error::DoesNotFit`], with the smallest budget that works.
     pub fn plan(&self, model: &Model) -> Result<Plan> {
         let settings = Settings {
+            device: self.device.as_ref().map(|device| self.device_settings(device)).transpose()?,
             budget: self.ram.unwrap_or(Bytes(u64::MAX)),
             workload: self.workload,
-            kv_encoding: self.kv_encoding,
+            kv_encoding: self.kv(),
             tokenizer: self.text.as_ref().map_or(Bytes(0), |text| text.memory()),
             slots: self.slots.map(NonZeroUsize::get),
             tile: self.tile,
@@ -160,65 +187,130 @@ impl EngineBuilder {
         Plan::new(model, &settings)
     }
 
+    fn device_settings(&self, device: &Device) -> Result<DeviceSettings> {
+        let context = device.reserved_bytes();
+        let budget = match self.vram {
+            Some(budget) if budget > device.total() => {
+                return Err(Error::VramBeyondDevice {
+                    budget,
+                    device: device.name().to_owned(),
+                    total: device.total(),
+                });
+            }
+            Some(budget) => budget,
+            None => device.total(),
+        };
+        Ok(DeviceSettings { budget, context })
+    }
+
+    fn kv(&self) -> Encoding {
+        self.kv_encoding.unwrap_or(if self.device.is_some() { Encoding::Bf16 } else { Encoding::F32 })
+    }
+
     /// Measures how fast this machine is, for [`EngineBuilder::speeds`]: reads some of the weights if `plan`
     /// streams any, and multiplies a matrix. Takes less than a second and a quarter of the plan's budget.
     ///
     /// # Errors
     /// The weights cannot be read, or threads cannot be started.
     pub fn measure(&self, model: &Model, plan: &Plan) -> Result<Speeds> {
-        measure::speeds(model, plan, self.io, &self.cpu()?)
+        measure::speeds(model, plan, self.io, &self.cpu()?, self.device.as_ref())
     }
 
     /// Plans, and starts to read the weights; they are there when a request needs them.
     ///
     /// # Errors
-    /// A file cannot be read, the budget is too small, or threads cannot be started.
+    /// A file cannot be read, a budget is too small, threads cannot be started, or the device refuses.
     pub fn build(self, model: Model) -> Result<Engine> {
         let plan = self.plan(&model)?;
         let budget = Budget::new(plan.budget);
         let cpu = self.cpu()?;
+        let threads = cpu.threads();
         let defaults = GenerationDefaults::read(model.dir())?;
-        let w = plan.workload;
-        let activations = Decoder::activation_bytes(model.architecture(), w.step_rows, w.wanted_rows);
-        let mut reserved = vec![
-            budget.reserve("activations", Bytes(activations as u64))?,
-            budget.reserve("KV cache", plan.kv)?,
-        ];
+        let mut reserved = Vec::new();
+        for (what, bytes) in &plan.host_needs {
+            reserved.push(budget.reserve(what, *bytes)?);
+        }
         if let Some(text) = &self.text {
             reserved.push(budget.reserve("tokenizer", text.memory())?);
         }
 
-        let tiling = Arc::clone(&plan.tiling);
-        // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
-        let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
-        let arena = Arena::new(&budget, "weights", plan.stream.arena, options)?;
-        let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
-        let reader = Reader::open(&model.paths(), self.io, options)?;
-        let notes = reader.notes().to_vec();
-        let source = FileSource::new(reader, tiling.tiles.iter().map(|tile| tile.read).collect());
-        let names = Arc::clone(&tiling);
-        let options = StreamOptions {
-            describe: Arc::new(move |tile| names.describe(tile.index())),
-            trace: self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?,
+        let trace = self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?;
+        let options = || {
+            let names = Arc::clone(&plan.tiling);
+            let describe = Arc::new(move |tile: TileId| names.describe(tile.index()));
+            StreamOptions { describe, trace: trace.clone() }
         };
-        let stream = Stream::start(&plan.stream, &arena, source, options)?;
-        let weights = Weights::new(&model, tiling, stream, &cpu, &budget)?;
-        let decoder = Decoder::new(model.architecture().clone(), weights, cpu);
+        // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
+        let arena_options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
+        let arena = Arena::new(&budget, "weights", plan.stream.arena, arena_options)?;
+        let reader_options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
+        let reader = Reader::open(&model.paths(), self.io, reader_options)?;
+        let notes = reader.notes().to_vec();
+        let source = FileSource::new(reader, plan.tiling.tiles.iter().map(|tile| tile.read).collect());
+        let stream = Stream::start(&plan.stream, &arena, source, options())?;
+        let decoder = match (&self.device, &plan.device) {
+            (Some(device), Some(on_device)) => {
+                let host = Host { stream, arena };
+                let (decoder, context) = self.on_device(&model, &plan, device, on_device, host, options())?;
+                reserved.push(context);
+                Compute::Cuda(Box::new(decoder))
+            }
+            _ => {
+                let a = model.architecture().clone();
+                let mut backend = CpuBackend::new(cpu, a.clone(), self.kv());
+                let weights = Weights::new(&model, Arc::clone(&plan.tiling), stream, &mut backend)?;
+                Compute::Cpu(Decoder::new(a, weights, backend))
+            }
+        };
         Ok(Engine {
-            chunk: self.chunk_rows(model.architecture()).min(w.step_rows),
-            wanted: w.wanted_rows,
+            chunk: self.chunk_rows(model.architecture()).min(plan.workload.step_rows),
+            wanted: plan.workload.wanted_rows,
             kv_budget: Budget::new(plan.kv),
+            position_bytes: model.architecture().kv_bytes(self.kv(), 1),
+            threads,
             model,
             defaults,
             decoder,
             text: self.text,
-            kv_encoding: self.kv_encoding,
             context: self.context,
+            device: self.device,
             plan,
             budget,
             notes,
             reserved,
         })
+    }
+
+    /// The decoder on a device, and what the context takes of the device's budget.
+    #[expect(clippy::too_many_arguments, reason = "all that `build` has made by then")]
+    fn on_device(
+        &self,
+        model: &Model,
+        plan: &Plan,
+        device: &Device,
+        on_device: &DevicePlan,
+        host: Host,
+        options: StreamOptions,
+    ) -> Result<(Decoder<CudaBackend>, Reservation)> {
+        let a = model.architecture().clone();
+        let vram = Budget::new(on_device.budget);
+        let context = vram.reserve("CUDA context", device.reserved_bytes())?;
+        let rest = on_device.stream.total().saturating_sub(device.reserved_bytes());
+        let arena = DeviceArena::new(device.raw(), &vram, "weights and steps", rest, self.carving)?;
+        let compute = DeviceStream::new(device.raw(), Priority::Normal)?;
+        let mut backend = CudaBackend::new(
+            device.clone(),
+            compute.clone(),
+            arena.clone(),
+            a.clone(),
+            (self.kv(), plan.kv),
+            plan::limits(plan.workload),
+        )?;
+        let carve = |bytes: Bytes| Ok(DeviceRegion::new(arena.carve(bytes.get() as usize)?, &compute)?);
+        let upload = Upload::new(host.stream, &host.arena, Copier::new(device.raw())?);
+        let stream = Stream::start_on_device(&on_device.stream, carve, upload, options)?;
+        let weights = Weights::new(model, Arc::clone(&plan.tiling), stream, &mut backend)?;
+        Ok((Decoder::new(a, weights, backend), context))
     }
 
     fn cpu(&self) -> Result<Cpu> {
@@ -230,23 +322,31 @@ impl EngineBuilder {
     }
 }
 
+/// Weights in host memory, on their way to a device.
+struct Host {
+    stream: Stream,
+    arena: Arena,
+}
+
 /// Rows of a step unless set otherwise: as many as 256 MiB of activations hold, with logits for each, up to
 /// 512. It depends on the model alone, so that results never depend on a budget.
 fn default_chunk(architecture: &Architecture) -> usize {
     const ACTIVATION_BYTES: usize = 256 << 20;
-    (ACTIVATION_BYTES / Decoder::activation_bytes(architecture, 1, 1)).clamp(1, 512)
+    (ACTIVATION_BYTES / CpuBackend::activation_bytes(architecture, 1, 1)).clamp(1, 512)
 }
 
 /// A model ready to score and to generate.
 pub struct Engine {
     model: Model,
     defaults: GenerationDefaults,
-    pub(crate) decoder: Decoder,
+    pub(crate) decoder: Compute,
     text: Option<Arc<Text>>,
     /// Rows of a step at most, and of them with logits.
     pub(crate) chunk: usize,
     pub(crate) wanted: usize,
-    kv_encoding: Encoding,
+    position_bytes: Bytes,
+    threads: usize,
+    device: Option<Device>,
     kv_budget: Budget,
     context: Context,
     plan: Plan,
@@ -268,9 +368,12 @@ impl Engine {
         EngineBuilder {
             threads: None,
             chunk: None,
-            kv_encoding: Encoding::F32,
+            kv_encoding: None,
             context: Context::Auto,
             ram: None,
+            device: None,
+            vram: None,
+            carving: Carving::Together,
             io: IoMode::Auto,
             slots: None,
             tile: None,
@@ -295,26 +398,26 @@ impl Engine {
 
     /// Threads that compute.
     #[must_use]
-    pub fn threads(&self) -> usize {
-        self.decoder.cpu().threads()
+    pub const fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Payload read from the model's files so far: tiles, vectors and rows of the embedding.
     #[must_use]
     pub fn bytes_read(&self) -> Bytes {
-        self.stream_stats().disk.bytes + Bytes(self.decoder.weights().bytes_read())
+        self.stream_stats().disk.bytes + Bytes(self.decoder.bytes_read())
     }
 
     /// What the stream of weights has moved, and how long each stage was busy or waited.
     #[must_use]
     pub fn stream_stats(&self) -> narrows_stream::Stats {
-        self.decoder.weights().stream().stats()
+        self.decoder.stats()
     }
 
     /// A window into the stream of weights for other threads.
     #[must_use]
     pub fn monitor(&self) -> narrows_stream::Monitor {
-        self.decoder.weights().stream().monitor()
+        self.decoder.monitor()
     }
 
     /// The plan.
@@ -340,7 +443,7 @@ impl Engine {
     /// # Errors
     /// `to` cannot be written.
     pub fn write_trace(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
-        self.decoder.weights().stream().write_trace(to)
+        self.decoder.monitor().write_trace(to)
     }
 
     /// Calls `hook(layer)` before each layer of each pass, for progress displays.
@@ -365,7 +468,7 @@ impl Engine {
     /// Positions that a sequence may have at most.
     #[must_use]
     pub fn max_positions(&self) -> usize {
-        self.context.positions(self.decoder.architecture())
+        self.context.positions(self.model.architecture())
     }
 
     /// Refuses what cannot be computed before any work is done.
@@ -373,7 +476,7 @@ impl Engine {
         if tokens.is_empty() {
             return Err(Error::Request("the prompt is empty: there is no token to start from".to_owned()));
         }
-        let vocab = self.decoder.architecture().vocab_size;
+        let vocab = self.model.architecture().vocab_size;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request(format!("token id {token} is outside the vocabulary of {vocab}")));
         }
@@ -391,12 +494,23 @@ impl Engine {
 
     /// An empty sequence of that capacity.
     pub(crate) fn sequence(&self, prompt: usize, new: usize) -> Result<Sequence> {
-        Sequence::new(
-            self.decoder.architecture(),
-            self.kv_encoding,
-            self.capacity(prompt, new),
-            &self.kv_budget,
-        )
+        let capacity = self.capacity(prompt, new);
+        Sequence::new(self.decoder.cache(), self.position_bytes, capacity, &self.kv_budget)
+    }
+
+    /// An empty sequence that is to be the only one, and may grow: on a device, where growing takes the old memory
+    /// and the new at a time, it gets all there is at once.
+    pub(crate) fn sequence_for_all(&self, prompt: usize, new: usize) -> Result<Sequence> {
+        match &self.device {
+            Some(_) => self.sequence(self.plan.workload.positions.max(self.capacity(prompt, new)), 0),
+            None => self.sequence(prompt, new),
+        }
+    }
+
+    /// The device that computes, if it is not the CPU.
+    #[must_use]
+    pub const fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
     }
 
     /// Computes the logits of whole sequences and hands those of `wanted` positions to `each`, in order:
@@ -414,7 +528,7 @@ impl Engine {
         for input in inputs {
             self.check_prompt(input.tokens)?;
         }
-        let vocab = self.decoder.architecture().vocab_size;
+        let vocab = self.model.architecture().vocab_size;
         let mut waiting = inputs.iter().enumerate();
         let mut active: VecDeque<(usize, &ScoreInput<'_>, Sequence)> = VecDeque::new();
         loop {

@@ -12,6 +12,20 @@ pub enum Error {
     /// An operation was refused: a shape does not fit, or threads could not be started.
     #[error(transparent)]
     Cpu(#[from] narrows_cpu::Error),
+    /// A kernel was refused or could not be loaded.
+    #[error(transparent)]
+    Kernels(#[from] narrows_kernels::Error),
+    /// A device refused.
+    #[error(transparent)]
+    Device(#[from] narrows_staging::device::DeviceError),
+    /// What failed while computing on a tile.
+    #[error("{tile}: {source}")]
+    Tile {
+        /// The tile.
+        tile: String,
+        /// What failed.
+        source: Box<Error>,
+    },
     /// Memory was refused by the budget or by the system.
     #[error(transparent)]
     Staging(#[from] narrows_staging::Error),
@@ -19,12 +33,24 @@ pub enum Error {
     #[error(transparent)]
     Stream(#[from] narrows_stream::Error),
     /// The model needs more memory than its budget.
-    #[error("the model needs {} of RAM and its budget is {budget}", mib(*minimum))]
+    #[error("the model needs {} of {memory} and its budget is {budget}", mib(*minimum))]
     DoesNotFit {
+        /// Which memory: `RAM`, `VRAM`.
+        memory: &'static str,
         /// The smallest budget that works.
         minimum: narrows_shard::Bytes,
         /// The budget.
         budget: narrows_shard::Bytes,
+    },
+    /// The budget is more than the device has.
+    #[error("{budget} of VRAM were asked for, and {device} has {total}")]
+    VramBeyondDevice {
+        /// The budget.
+        budget: narrows_shard::Bytes,
+        /// The device's name.
+        device: String,
+        /// What it has.
+        total: narrows_shard::Bytes,
     },
     /// A file that a model cannot do without is not there.
     #[error("{path}: {what}")]

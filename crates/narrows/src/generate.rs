@@ -262,7 +262,7 @@ impl Engine {
     /// Tokens that end a text: those of generation_config.json, else of config.json, and the tokenizer's.
     fn eos_token_ids(&self, text: Option<&Text>) -> Vec<u32> {
         let configured = match &self.defaults().eos_token_ids {
-            ids if ids.is_empty() => &self.decoder.architecture().eos_token_ids,
+            ids if ids.is_empty() => &self.model().architecture().eos_token_ids,
             ids => ids,
         };
         configured.iter().copied().chain(text.and_then(Text::eos_token)).collect()
@@ -275,7 +275,7 @@ impl Engine {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Stats> {
         let start = Instant::now();
-        let vocab = self.decoder.architecture().vocab_size;
+        let vocab = self.model().architecture().vocab_size;
         let mut stats = Stats::default();
         while running.iter().any(|r| r.finish.is_none()) {
             let pass_start = Instant::now();
@@ -435,7 +435,7 @@ impl Session<'_> {
                 sequence.grow(engine.capacity(prompt.len(), request.max_new_tokens))?;
                 sequence
             }
-            None => engine.sequence(prompt.len(), request.max_new_tokens)?,
+            None => engine.sequence_for_all(prompt.len(), request.max_new_tokens)?,
         };
         let mut running = [engine.start(request, sequence, &prompt, text.as_deref())];
         let stats = engine.run(&mut running, on_event)?;

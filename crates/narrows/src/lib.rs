@@ -27,7 +27,10 @@
 #![forbid(unsafe_code)]
 
 mod architecture;
+mod backend;
+mod compute;
 mod decoder;
+mod device;
 mod engine;
 mod error;
 mod generate;
@@ -44,6 +47,7 @@ mod tiling;
 mod weights;
 
 pub use architecture::{Architecture, LayerWeight, Rope, RopeScaling, Weight, WeightSpec};
+pub use device::Device;
 pub use engine::{Context, Engine, EngineBuilder, ScoreInput};
 pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};
@@ -52,7 +56,8 @@ pub use narrows_shard::{Bytes, Encoding};
 pub use narrows_staging::IoMode;
 pub use narrows_stream::{StageStats, Stats as StreamStats};
 pub use perplexity::Perplexity;
-pub use plan::{Plan, Speeds, Workload};
+pub use narrows_staging::device::Carving;
+pub use plan::{Bound, DevicePlan, Plan, Speeds, Workload};
 pub use sampling::{GenerationDefaults, Sampling};
 pub use synth::Synth;
 pub use text::{ChatOptions, ChatTemplate, Message, Text};

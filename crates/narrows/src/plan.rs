@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use narrows_shard::{Bytes, Encoding};
-use narrows_stream::{FileSource, Need, Slots, Speed};
+use narrows_staging::device::{DEVICE_ALIGNMENT, DevicePool};
+use narrows_stream::{Access, FileSource, Need, Place, Slots, Speed, Tile};
 
+use crate::backend::{CpuBackend, CudaBackend, Limits};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -50,8 +52,9 @@ impl Workload {
         let step_rows = rows.max(1).min(chunk);
         Self {
             sequences: 1,
-            // A step is filled with whole sequences; the first may be partly done, the last not needed whole.
-            positions: rows.min(step_rows.saturating_add(longest.saturating_mul(2))),
+            // A step is filled with whole sequences; the first may be partly done, the last not needed whole. And
+            // as they come and go, there may be a gap between them that the next does not fit into.
+            positions: rows.min(step_rows.saturating_add(longest.saturating_mul(3))),
             step_rows,
             wanted_rows: step_rows,
         }
@@ -63,36 +66,80 @@ impl Workload {
 pub struct Speeds {
     /// From the disk that holds the model.
     pub disk: Speed,
-    /// From memory, by the matrix-vector product of one row.
+    /// From memory, by the matrix-vector product of one row: on the CPU, or on the device that computes.
     pub compute: Speed,
+    /// From pinned memory to the device.
+    pub link: Speed,
 }
 
 impl Default for Speeds {
-    /// A mid-range NVMe disk and a desktop's memory, assumed.
+    /// A mid-range NVMe disk, a desktop's memory, and eight lanes of PCIe 4, assumed.
     fn default() -> Self {
-        Self { disk: Speed::assumed(3e9), compute: Speed::assumed(20e9) }
+        Self { disk: Speed::assumed(3e9), compute: Speed::assumed(20e9), link: Speed::assumed(12e9) }
     }
 }
 
 /// Where every weight of a model will be, and how long a pass will take.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Tiles, residency, slots, prediction.
+    /// Tiles in host memory: residency, slots, prediction.
     pub stream: narrows_stream::Plan,
+    /// The same in a device's memory, if a device computes.
+    pub device: Option<DevicePlan>,
     /// What requests were planned for.
     pub workload: Workload,
     /// The cap on memory.
     pub budget: Bytes,
     /// Size of the KV caches.
     pub kv: Bytes,
+    /// What is needed of host memory besides weights, slots and what is made later.
+    pub(crate) host_needs: Vec<(&'static str, Bytes)>,
     /// Size of a tile at most; the end of the range where matrices are not cut.
     pub tile: Bytes,
     pub(crate) tiling: Arc<Tiling>,
 }
 
+/// Where weights will be in a device's memory.
+#[derive(Clone, Debug)]
+pub struct DevicePlan {
+    /// Tiles in the device's memory. What it calls the disk is the link to the device.
+    pub stream: narrows_stream::Plan,
+    /// The cap on the device's memory.
+    pub budget: Bytes,
+}
+
+/// The stage that a pass waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Reading from disk takes longest.
+    Disk,
+    /// Copying to the device does.
+    Link,
+    /// Computing does.
+    Compute,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Disk => "disk",
+            Self::Link => "h2d",
+            Self::Compute => "compute",
+        })
+    }
+}
+
+/// What a plan is to know of the device that computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceSettings {
+    pub(crate) budget: Bytes,
+    pub(crate) context: Bytes,
+}
+
 /// What a plan is made from besides the model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
+    pub(crate) device: Option<DeviceSettings>,
     pub(crate) budget: Bytes,
     pub(crate) workload: Workload,
     pub(crate) kv_encoding: Encoding,
@@ -107,6 +154,10 @@ pub(crate) struct Settings {
 /// slots to be little memory.
 const TILE: Bytes = Bytes::mib(8);
 
+/// Where weights are copied to a device once: the fewer tiles the fewer kernels, but tiles still pass through the
+/// host's memory.
+const DEVICE_TILE: Bytes = Bytes::mib(64);
+
 impl Plan {
     /// Plans from headers alone: nothing is read, nothing allocated.
     pub(crate) fn new(model: &Model, settings: &Settings) -> Result<Self> {
@@ -114,49 +165,172 @@ impl Plan {
             return Self::with_tile(model, settings, tile);
         }
         // What is never moved again need not be cut: threads meet once a matrix and not once a tile.
-        match Self::with_tile(model, settings, Bytes(u64::MAX)) {
-            Ok(plan) if plan.stream.all_resident() => Ok(plan),
+        let uncut = if settings.device.is_some() { DEVICE_TILE } else { Bytes(u64::MAX) };
+        match Self::with_tile(model, settings, uncut) {
+            Ok(plan) if plan.all_resident() => Ok(plan),
             _ => Self::with_tile(model, settings, TILE),
         }
     }
 
     fn with_tile(model: &Model, settings: &Settings, tile: Bytes) -> Result<Self> {
-        let a = model.architecture();
         let w = settings.workload.at_least_a_row();
         let tiling = Tiling::new(model, tile);
-        let tiles: Vec<_> = tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, false)).collect();
-        let kv = a.kv_bytes(settings.kv_encoding, w.positions);
-        let vectors = model.vectors().map(|located| 4 * located.tensor.shape[0] as u64).sum();
-        let mut needs = vec![
-            Need::new("KV cache", kv),
-            Need::new("activations", Bytes(Decoder::activation_bytes(a, w.step_rows, w.wanted_rows) as u64)),
-            Need::new("norms and biases", Bytes(vectors)),
-        ];
-        let optional = [("tokenizer", settings.tokenizer), ("trace", settings.trace)];
-        needs.extend(optional.iter().filter(|need| need.1 > Bytes(0)).map(|need| Need::new(need.0, need.1)));
-        let embedding_row = model.embedding().tensor.bytes().get() / a.vocab_size as u64;
-        let stream = narrows_stream::plan(&narrows_stream::Request {
-            tiles: &tiles,
-            budget: settings.budget,
-            needs: &needs,
-            slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
-            demand_slots: 0,
-            extra_per_pass: Bytes(embedding_row * w.sequences as u64),
-            disk: settings.speeds.disk,
-            compute: settings.speeds.compute,
-        })
-        .map_err(|error| match error {
-            narrows_stream::Error::BudgetTooSmall { minimum, budget, .. } => {
-                Error::DoesNotFit { minimum, budget }
-            }
-            error => error.into(),
-        })?;
-        Ok(Self { stream, workload: w, budget: settings.budget, kv, tile, tiling: Arc::new(tiling) })
+        let device = settings.device.map(|device| device_plan(model, settings, &device, w, &tiling));
+        let device = device.transpose()?;
+        let host_needs = host_needs(model, settings, w);
+        let stream = host_plan(model, settings, &host_needs, w, &tiling, device.as_ref())?;
+        let kv = kv_bytes(model, settings, w);
+        let (budget, tiling) = (settings.budget, Arc::new(tiling));
+        Ok(Self { stream, device, workload: w, budget, kv, host_needs, tile, tiling })
+    }
+
+    /// Whether nothing that a pass walks is moved.
+    #[must_use]
+    pub fn all_resident(&self) -> bool {
+        self.device.as_ref().map_or(&self.stream, |device| &device.stream).all_resident()
+    }
+
+    /// The stage that a pass waits for.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        let compute = self.compute_seconds();
+        match (self.stream.disk_seconds, self.link_seconds()) {
+            (disk, link) if disk > link.max(compute) => Bound::Disk,
+            (_, link) if link > compute => Bound::Link,
+            _ => Bound::Compute,
+        }
+    }
+
+    /// How long a pass computes.
+    #[must_use]
+    pub fn compute_seconds(&self) -> f64 {
+        self.device.as_ref().map_or(&self.stream, |device| &device.stream).compute_seconds
+    }
+
+    /// How long a pass copies to the device.
+    #[must_use]
+    pub fn link_seconds(&self) -> f64 {
+        self.device.as_ref().map_or(0.0, |device| device.stream.disk_seconds)
+    }
+
+    /// The predicted time of a pass: stages overlap, so the longest of them.
+    #[must_use]
+    pub fn seconds_per_pass(&self) -> f64 {
+        self.stream.disk_seconds.max(self.link_seconds()).max(self.compute_seconds())
     }
 
     /// Predicted seconds per token of decoding: a pass makes a token for each sequence.
     #[must_use]
     pub fn seconds_per_token(&self) -> f64 {
-        self.stream.seconds_per_pass() / self.workload.sequences.max(1) as f64
+        self.seconds_per_pass() / self.workload.sequences.max(1) as f64
+    }
+}
+
+/// Caches of a device's sequences start at multiples of its alignment.
+fn kv_bytes(model: &Model, settings: &Settings, w: Workload) -> Bytes {
+    let kv = model.architecture().kv_bytes(settings.kv_encoding, w.positions);
+    match settings.device {
+        Some(_) => kv + Bytes((DEVICE_ALIGNMENT * w.sequences.max(1)) as u64),
+        None => kv,
+    }
+}
+
+/// What steps need of a device, for a workload.
+pub(crate) fn limits(w: Workload) -> Limits {
+    Limits { rows: w.step_rows, wanted: w.wanted_rows, longest: w.positions }
+}
+
+fn device_plan(
+    model: &Model,
+    settings: &Settings,
+    device: &DeviceSettings,
+    w: Workload,
+    tiling: &Tiling,
+) -> Result<DevicePlan> {
+    let a = model.architecture();
+    let tile = |len: usize| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access: Access::Walked };
+    let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len)).collect();
+    let vectors = CudaBackend::vector_bytes(model.vectors().map(|located| located.tensor.shape[0]));
+    let needs = [
+        Need::new("CUDA context", device.context),
+        Need::new("KV cache", Bytes(DevicePool::rounded(kv_bytes(model, settings, w).get() as usize) as u64)),
+        Need::new("activations", CudaBackend::activation_bytes(a, limits(w))),
+        Need::new("norms and biases", vectors),
+    ];
+    let stream = narrows_stream::plan(&narrows_stream::Request {
+        tiles: &tiles,
+        budget: device.budget,
+        grain: DEVICE_ALIGNMENT,
+        needs: &needs,
+        slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
+        demand_slots: 0,
+        extra_per_pass: Bytes(0),
+        disk: settings.speeds.link,
+        compute: settings.speeds.compute,
+    })
+    .map_err(|error| does_not_fit("VRAM", error))?;
+    Ok(DevicePlan { stream, budget: device.budget })
+}
+
+/// What steps need of the host's memory: all, or what is left to do there where a device computes.
+fn host_needs(model: &Model, settings: &Settings, w: Workload) -> Vec<(&'static str, Bytes)> {
+    let a = model.architecture();
+    let tables = Bytes(Decoder::<CpuBackend>::table_bytes(a, w.step_rows) as u64);
+    if settings.device.is_some() {
+        // The upload of the tables is a copy of them; of norms and biases one at a time comes by.
+        return vec![("steps", tables + tables + Bytes(4 * (w.wanted_rows * a.vocab_size) as u64))];
+    }
+    let activations = Bytes(CpuBackend::activation_bytes(a, w.step_rows, w.wanted_rows) as u64);
+    let vectors = model.vectors().map(|located| 4 * located.tensor.shape[0] as u64).sum();
+    vec![
+        ("KV cache", kv_bytes(model, settings, w)),
+        ("activations", tables + activations),
+        ("norms and biases", Bytes(vectors)),
+    ]
+}
+
+fn host_plan(
+    model: &Model,
+    settings: &Settings,
+    host_needs: &[(&'static str, Bytes)],
+    w: Workload,
+    tiling: &Tiling,
+    device: Option<&DevicePlan>,
+) -> Result<narrows_stream::Plan> {
+    let a = model.architecture();
+    let on_device = |tile: usize| {
+        device.is_some_and(|device| matches!(device.stream.tiles.get(tile), Some((_, Place::Resident))))
+    };
+    let tiles: Vec<_> = (0..)
+        .zip(&tiling.tiles)
+        .map(|(index, tile)| {
+            let access = if on_device(index) { Access::Once } else { Access::Walked };
+            FileSource::tile(&tile.read, access)
+        })
+        .collect();
+    let mut needs: Vec<_> = host_needs.iter().map(|(what, bytes)| Need::new(*what, *bytes)).collect();
+    let optional = [("tokenizer", settings.tokenizer), ("trace", settings.trace)];
+    needs.extend(optional.iter().filter(|need| need.1 > Bytes(0)).map(|need| Need::new(need.0, need.1)));
+    let embedding_row = model.embedding().tensor.bytes().get() / a.vocab_size as u64;
+    narrows_stream::plan(&narrows_stream::Request {
+        tiles: &tiles,
+        budget: settings.budget,
+        grain: narrows_staging::ALIGNMENT,
+        needs: &needs,
+        slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
+        demand_slots: 0,
+        extra_per_pass: Bytes(embedding_row * w.sequences as u64),
+        disk: settings.speeds.disk,
+        compute: settings.speeds.compute,
+    })
+    .map_err(|error| does_not_fit("RAM", error))
+}
+
+fn does_not_fit(memory: &'static str, error: narrows_stream::Error) -> Error {
+    match error {
+        narrows_stream::Error::BudgetTooSmall { minimum, budget, .. } => {
+            Error::DoesNotFit { memory, minimum, budget }
+        }
+        error => error.into(),
     }
 }

@@ -1,10 +1,10 @@
 //! A sequence of tokens and its KV cache.
 
 use narrows_cpu::KvView;
-use narrows_shard::{Bytes, Encoding};
+use narrows_shard::Bytes;
 use narrows_staging::{Budget, Reservation};
 
-use crate::architecture::Architecture;
+use crate::backend::{DeviceCache, HostCache};
 use crate::error::{Error, Result};
 
 /// One sequence: how far it has come, and the keys and values of every position so far.
@@ -14,38 +14,31 @@ pub(crate) struct Sequence {
     capacity: usize,
     /// Positions that the rotary embedding is told of: a prompt counts whole, however it is cut into steps.
     announced: usize,
-    encoding: Encoding,
-    kv_heads: usize,
-    head_dim: usize,
-    layers: Vec<LayerCache>,
+    cache: Cache,
+    /// Bytes of a position.
+    position_bytes: u64,
     /// The part of the KV budget that the caches take.
     memory: Reservation,
 }
 
-/// Keys and values of one layer, each `[kv_heads, capacity, head_dim]`: a head's positions lie together.
-#[derive(Debug, Default)]
-struct LayerCache {
-    keys: Vec<u8>,
-    values: Vec<u8>,
+/// Where keys and values are: where the steps are computed.
+#[derive(Debug)]
+pub(crate) enum Cache {
+    /// In host memory.
+    Host(HostCache),
+    /// In a device's.
+    Device(DeviceCache),
 }
 
 impl Sequence {
-    /// An empty sequence with room for `capacity` positions.
-    pub(crate) fn new(
-        architecture: &Architecture,
-        encoding: Encoding,
-        capacity: usize,
-        budget: &Budget,
-    ) -> Result<Self> {
-        let layers = architecture.layers;
+    /// An empty sequence with room for `capacity` positions of `position_bytes` each in `cache`, which has none yet.
+    pub(crate) fn new(cache: Cache, position_bytes: Bytes, capacity: usize, budget: &Budget) -> Result<Self> {
         let mut sequence = Self {
             len: 0,
             capacity: 0,
             announced: 0,
-            encoding,
-            kv_heads: architecture.kv_heads,
-            head_dim: architecture.head_dim,
-            layers: std::iter::repeat_with(LayerCache::default).take(layers).collect(),
+            cache,
+            position_bytes: position_bytes.get(),
             memory: budget.reserve("KV cache", Bytes(0))?,
         };
         sequence.grow(capacity)?;
@@ -57,31 +50,13 @@ impl Sequence {
         if capacity <= self.capacity {
             return Ok(());
         }
-        let out_of_memory = |needed: Option<u64>| Error::OutOfMemory {
-            what: "the KV cache",
-            needed: Bytes(needed.unwrap_or(u64::MAX)),
-        };
-        let head_bytes = self.encoding.row_bytes(self.head_dim).ok_or_else(|| out_of_memory(None))?;
-        let buffer = head_bytes.checked_mul(self.kv_heads).and_then(|bytes| bytes.checked_mul(capacity));
-        let total = buffer.and_then(|bytes| (bytes as u64).checked_mul(2 * self.layers.len() as u64));
-        let buffer = buffer.ok_or_else(|| out_of_memory(None))?;
-        let total = total.ok_or_else(|| out_of_memory(None))?;
+        let total = Bytes(self.position_bytes.saturating_mul(capacity as u64));
         self.memory
-            .grow(Bytes(total).saturating_sub(self.memory.bytes()))
-            .map_err(|_| out_of_memory(Some(total)))?;
-        let (old, new) = (self.capacity * head_bytes, capacity * head_bytes);
-        let used = self.len * head_bytes;
-        for LayerCache { keys, values } in &mut self.layers {
-            for cache in [keys, values] {
-                let mut grown = Vec::new();
-                grown.try_reserve_exact(buffer).map_err(|_| out_of_memory(Some(total)))?;
-                grown.resize(buffer, 0);
-                for head in 0..self.kv_heads {
-                    let from = head * old..head * old + used;
-                    grown[head * new..head * new + used].copy_from_slice(&cache[from]);
-                }
-                *cache = grown;
-            }
+            .grow(total.saturating_sub(self.memory.bytes()))
+            .map_err(|_| Error::OutOfMemory { what: "the KV cache", needed: total })?;
+        match &mut self.cache {
+            Cache::Host(cache) => cache.grow(capacity, self.len)?,
+            Cache::Device(cache) => cache.grow(capacity, self.len)?,
         }
         self.capacity = capacity;
         Ok(())
@@ -120,35 +95,28 @@ impl Sequence {
         self.announced.max(position + 1)
     }
 
-    pub(crate) fn view(&self, layer: usize) -> KvView<'_> {
-        let LayerCache { keys, values } = &self.layers[layer];
-        KvView {
-            encoding: self.encoding,
-            keys,
-            values,
-            capacity: self.capacity,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
+    pub(crate) fn host_cache(&mut self) -> Result<&mut HostCache> {
+        match &mut self.cache {
+            Cache::Host(cache) => Ok(cache),
+            Cache::Device(_) => Err(elsewhere()),
         }
     }
 
-    /// Stores the key and value of `position`, each `[kv_heads, head_dim]`.
-    pub(crate) fn write(
-        &mut self,
-        cpu: &narrows_cpu::Cpu,
-        layer: usize,
-        position: usize,
-        key: &[f32],
-        value: &[f32],
-    ) -> Result<()> {
-        let LayerCache { keys, values } = &mut self.layers[layer];
-        for (source, cache) in [(key, keys), (value, values)] {
-            let row = cache.len() / (self.kv_heads * self.capacity);
-            for (head, source) in source.chunks_exact(self.head_dim).enumerate() {
-                let start = (head * self.capacity + position) * row;
-                cpu.encode(source, self.encoding, &mut cache[start..start + row])?;
-            }
+    pub(crate) fn host_view(&self, layer: usize) -> Result<KvView<'_>> {
+        match &self.cache {
+            Cache::Host(cache) => Ok(cache.view(layer)),
+            Cache::Device(_) => Err(elsewhere()),
         }
-        Ok(())
     }
+
+    pub(crate) fn device_cache(&self) -> Result<&DeviceCache> {
+        match &self.cache {
+            Cache::Device(cache) => Ok(cache),
+            Cache::Host(_) => Err(elsewhere()),
+        }
+    }
+}
+
+fn elsewhere() -> Error {
+    Error::Request("the sequence belongs to another engine".to_owned())
 }

@@ -2,54 +2,52 @@
 
 use std::sync::Arc;
 
-use narrows_cpu::{Cpu, Matrix, RowsMut};
+use narrows_cpu::Cpu;
 use narrows_shard::{Encoding, Reader};
-use narrows_staging::{Budget, Reservation};
 use narrows_stream::Stream;
 
 use crate::architecture::{LayerWeight, Weight};
+use crate::backend::{Activation, Backend, Tile};
 use crate::error::{Error, Result};
 use crate::model::{Located, Model};
 use crate::tiling::{self, Tiling};
 
 /// All weights of a model.
-pub(crate) struct Weights {
-    stream: Stream,
+pub(crate) struct Weights<B: Backend> {
+    stream: Stream<B::Memory>,
     tiling: Arc<Tiling>,
-    vectors: Vectors,
+    vectors: Vectors<B>,
     embedding: Embedding,
 }
 
 /// Norms and biases, decoded: they are small, every pass needs all of them, and every operation wants float32.
-struct Vectors {
-    layers: Vec<[Vec<f32>; LayerWeight::COUNT]>,
-    final_norm: Vec<f32>,
-    _memory: Reservation,
+struct Vectors<B: Backend> {
+    layers: Vec<[Option<B::Vector>; LayerWeight::COUNT]>,
+    final_norm: Option<B::Vector>,
 }
 
 /// The embedding table, which stays on disk: a step reads the rows of its tokens.
 struct Embedding {
     table: Located,
     reader: Reader,
+    row_bytes: usize,
     bytes_read: u64,
 }
 
-impl Weights {
+impl<B: Backend> Weights<B> {
     /// Reads the vectors and takes over the stream, which is reading the tiles already.
     pub(crate) fn new(
         model: &Model,
         tiling: Arc<Tiling>,
-        stream: Stream,
-        cpu: &Cpu,
-        budget: &Budget,
+        stream: Stream<B::Memory>,
+        backend: &mut B,
     ) -> Result<Self> {
         let reader = model.reader()?;
-        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { Vec::new() }; LayerWeight::COUNT])
+        let cpu = Cpu::new(1)?;
+        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
             .take(model.architecture().layers)
             .collect();
-        let mut final_norm = Vec::new();
-        let values: usize = model.vectors().map(|located| located.tensor.shape[0]).sum();
-        let memory = budget.reserve("norms and biases", narrows_shard::Bytes(4 * values as u64))?;
+        let mut final_norm = None;
         let mut bytes_read = 0;
         for located in model.vectors() {
             let len = located.tensor.shape[0];
@@ -58,16 +56,19 @@ impl Weights {
             bytes_read += bytes.len() as u64;
             let mut values = vec![0.0; len];
             cpu.decode(located.encoding, &bytes, &mut values)?;
+            let vector = Some(backend.vector(values)?);
             match located.weight {
-                Weight::Layer(layer, weight) => layers[layer][weight as usize] = values,
-                _ => final_norm = values,
+                Weight::Layer(layer, weight) => layers[layer][weight as usize] = vector,
+                _ => final_norm = vector,
             }
         }
+        let table = model.embedding().clone();
+        let row_bytes = row_bytes(table.encoding, model.architecture().hidden_size)?;
         Ok(Self {
             stream,
             tiling,
-            vectors: Vectors { layers, final_norm, _memory: memory },
-            embedding: Embedding { table: model.embedding().clone(), reader, bytes_read },
+            vectors: Vectors { layers, final_norm },
+            embedding: Embedding { table, reader, row_bytes, bytes_read },
         })
     }
 
@@ -76,84 +77,110 @@ impl Weights {
         self.embedding.bytes_read
     }
 
-    pub(crate) const fn stream(&self) -> &Stream {
+    pub(crate) const fn stream(&self) -> &Stream<B::Memory> {
         &self.stream
     }
 
-    /// The embeddings of `tokens`, `[tokens, hidden]`.
-    pub(crate) fn embed(&mut self, cpu: &Cpu, tokens: &[u32], out: &mut [f32]) -> Result<()> {
-        let Embedding { table, reader, bytes_read } = &mut self.embedding;
-        let hidden = out.len() / tokens.len().max(1);
-        let mut row = vec![0; row_bytes(table.encoding, hidden)?];
-        for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
-            reader.read(&table.tensor, u64::from(*token) * row.len() as u64, &mut row)?;
+    /// How the embedding table is stored.
+    pub(crate) const fn embedding_encoding(&self) -> Encoding {
+        self.embedding.table.encoding
+    }
+
+    /// Reads the embeddings of `tokens` as they are stored, `[tokens, hidden]`.
+    pub(crate) fn read_embeddings(&mut self, tokens: &[u32], out: &mut Vec<u8>) -> Result<()> {
+        let Embedding { table, reader, row_bytes, bytes_read } = &mut self.embedding;
+        out.resize(tokens.len() * *row_bytes, 0);
+        for (token, row) in tokens.iter().zip(out.chunks_exact_mut(*row_bytes)) {
+            reader.read(&table.tensor, u64::from(*token) * row.len() as u64, row)?;
             *bytes_read += row.len() as u64;
-            cpu.decode(table.encoding, &row, out)?;
         }
         Ok(())
     }
 
     /// Begins a walk over all tiles. Matrices must be asked for in their order.
-    pub(crate) fn pass(&mut self) -> Pass<'_> {
+    pub(crate) fn pass(&mut self) -> Pass<'_, B> {
         Pass { tiles: self.stream.pass(), tiling: &self.tiling, vectors: &self.vectors }
     }
 }
 
 /// One walk over the weights.
-pub(crate) struct Pass<'w> {
-    tiles: narrows_stream::Pass<'w>,
+pub(crate) struct Pass<'w, B: Backend> {
+    tiles: narrows_stream::Pass<'w, B::Memory>,
     tiling: &'w Tiling,
-    vectors: &'w Vectors,
+    vectors: &'w Vectors<B>,
 }
 
-impl<'w> Pass<'w> {
+impl<'w, B: Backend> Pass<'w, B> {
     /// A bias or norm of a layer, if the architecture has it.
-    pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&'w [f32]> {
-        Some(self.vectors.layers[layer][weight as usize].as_slice()).filter(|values| !values.is_empty())
+    pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&'w B::Vector> {
+        self.vectors.layers[layer][weight as usize].as_ref()
     }
 
     /// The norm before the head.
-    pub(crate) fn final_norm(&self) -> &'w [f32] {
-        &self.vectors.final_norm
+    pub(crate) fn final_norm(&self) -> Result<&'w B::Vector> {
+        self.vectors.final_norm.as_ref().ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
     }
 
-    /// `y[i, :] = W x[i, :]` for a matrix of a layer; `x` is `[n, cols]`, `y` is `[n, rows]`.
+    /// How a matrix of a layer is stored.
+    pub(crate) fn encoding(&self, layer: usize, weight: LayerWeight) -> Encoding {
+        self.tiling.layers[layer][weight as usize].as_ref().map_or(Encoding::F32, |matrix| matrix.encoding)
+    }
+
+    /// How the head is stored.
+    pub(crate) fn head_encoding(&self) -> Encoding {
+        self.tiling.head.as_ref().map_or(Encoding::F32, |matrix| matrix.encoding)
+    }
+
+    /// `to[i, :] = W from[i, :]` for a matrix of a layer.
     pub(crate) fn linear(
         &mut self,
-        cpu: &Cpu,
+        backend: &mut B,
         layer: usize,
         weight: LayerWeight,
-        x: &[f32],
-        y: &mut [f32],
+        from: Activation,
+        to: Activation,
     ) -> Result<()> {
         match &self.tiling.layers[layer][weight as usize] {
-            Some(matrix) => self.multiply(cpu, matrix, x, y),
+            Some(matrix) => self.multiply(backend, matrix, from, to),
             None => Ok(()),
         }
     }
 
-    /// `y[i, :] = head x[i, :]`; with no rows the head's tiles are passed over.
-    pub(crate) fn head(&mut self, cpu: &Cpu, x: &[f32], y: &mut [f32]) -> Result<()> {
-        match &self.tiling.head {
-            Some(matrix) => self.multiply(cpu, matrix, x, y),
-            None => Ok(()),
-        }
-    }
-
-    /// Computes tile by tile: rows of the matrix are columns of `y`, so no sum is ever split.
-    fn multiply(&mut self, cpu: &Cpu, matrix: &tiling::Matrix, x: &[f32], y: &mut [f32]) -> Result<()> {
-        for tile in matrix.tiles.clone() {
-            if x.is_empty() {
+    /// The logits of the rows that are wanted; if none are, the head's tiles are passed over.
+    pub(crate) fn head(&mut self, backend: &mut B, none_wanted: bool) -> Result<()> {
+        let Some(matrix) = &self.tiling.head else { return Ok(()) };
+        if none_wanted {
+            for _ in matrix.tiles.clone() {
                 self.tiles.skip()?;
-                continue;
             }
-            let rows = &self.tiling.tiles[tile].rows;
+            return Ok(());
+        }
+        self.multiply(backend, matrix, Activation::Normed, Activation::Logits)
+    }
+
+    /// Computes tile by tile: rows of the matrix are columns of the result, so no sum is ever split.
+    fn multiply(
+        &mut self,
+        backend: &mut B,
+        matrix: &tiling::Matrix,
+        from: Activation,
+        to: Activation,
+    ) -> Result<()> {
+        for tile in matrix.tiles.clone() {
             let held = self.tiles.next()?;
             if held.tile().index() != tile {
                 return Err(Error::Request(format!("tile {} came in place of {tile}", held.tile().index())));
             }
-            let weights = Matrix::new(matrix.encoding, rows.len(), matrix.cols, held.bytes())?;
-            cpu.linear(weights, x, RowsMut::new(y, matrix.rows, rows.start)?)?;
+            let name = || self.tiling.describe(tile);
+            let rows = self.tiling.tiles[tile].rows.clone();
+            let tile = Tile {
+                encoding: matrix.encoding,
+                rows,
+                of: matrix.rows,
+                cols: matrix.cols,
+                name: &name,
+            };
+            backend.linear(&tile, &held, from, to)?;
         }
         Ok(())
     }

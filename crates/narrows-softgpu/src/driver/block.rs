@@ -208,7 +208,7 @@ impl Block {
                     (&mut (*this).fiber_of)[thread] = fiber;
                 }
                 let fiber = usize::from((&(*this).fiber_of)[thread]);
-                let fibers: *mut Fiber = (&mut (*this).fibers).as_mut_ptr();
+                let fibers: *mut Fiber = (*this).fibers.as_mut_ptr();
                 (*fibers.add(fiber)).resume(());
             }
         }

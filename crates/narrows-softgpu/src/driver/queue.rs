@@ -335,7 +335,7 @@ impl State {
 
     /// Whether something is complete, as a query sees it: the device gets a chance to go on.
     pub(crate) fn poll(&mut self, target: &Captured) -> Outcome {
-        if !self.is_done(target) && self.random.next() % 2 == 0 {
+        if !self.is_done(target) && self.random.next().is_multiple_of(2) {
             let _ = self.step_towards(target.stream);
         }
         if let Some(code) = self.sticky {

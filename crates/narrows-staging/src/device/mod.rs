@@ -4,8 +4,10 @@
 //! program built with this starts on a machine without one. Nothing here allocates behind the caller's back or
 //! waits for the device unless its documentation says so.
 
+mod copier;
 mod error;
 mod memory;
+mod pool;
 mod stream;
 
 use std::fmt;
@@ -14,9 +16,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use narrows_bytes::Bytes;
 
+pub use copier::{Copied, Copier, DeviceRegion, Source};
 pub use error::DeviceError;
 use error::Doing as _;
 pub use memory::{Carving, DeviceArena, DeviceSlice};
+pub use pool::{DevicePool, Pooled};
 pub use stream::{Event, Priority, Stream};
 
 /// What ranges of device memory start at a multiple of: what the driver aligns its own allocations to, and

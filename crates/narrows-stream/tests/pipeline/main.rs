@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, Filling, Free, Slot};
 use narrows_stream::{
-    Bytes, Completed, Error, Options, Place, Plan, Request, Slots, SourceError, Speed, Stream, Tile, TileId,
-    TileSource, Trace, plan,
+    Access, Bytes, Completed, Error, Options, Place, Plan, Request, Slots, SourceError, Speed, Stream, Tile,
+    TileId, TileSource, Trace, plan,
 };
 use proptest::prelude::*;
 
@@ -35,8 +35,12 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let tile = (1_u64..20_000, 0_u64..5000, prop::bool::weighted(0.2))
-        .prop_map(|(len, slack, demanded)| Tile { len: Bytes(len), capacity: Bytes(len + slack), demanded });
+    let tile =
+        (1_u64..20_000, 0_u64..5000, prop::bool::weighted(0.2)).prop_map(|(len, slack, demanded)| Tile {
+            len: Bytes(len),
+            capacity: Bytes(len + slack),
+            access: if demanded { Access::Demanded } else { Access::Walked },
+        });
     let rare = || prop_oneof![Just(1_000_000_usize), 2_usize..20];
     (
         (prop::collection::vec(tile, 1..40), 1_usize..8, 1_usize..4, 0.0..1.1, any::<u64>(), 1_usize..6),
@@ -72,6 +76,7 @@ fn planned(case: &Case) -> Plan {
     let mut request = Request {
         tiles: &case.tiles,
         budget: Bytes(0),
+        grain: narrows_staging::ALIGNMENT,
         needs: &[],
         slots: Slots::Exactly(case.slots),
         demand_slots: case.demand_slots,
@@ -231,7 +236,11 @@ proptest! {
 }
 
 fn simple(tiles: u32, demanded: u32, slots: usize, share: f64) -> Case {
-    let tile = |i| Tile { len: Bytes(1000), capacity: Bytes(4096), demanded: i >= tiles };
+    let tile = |i| Tile {
+        len: Bytes(1000),
+        capacity: Bytes(4096),
+        access: if i >= tiles { Access::Demanded } else { Access::Walked },
+    };
     Case {
         tiles: (0..tiles + demanded).map(tile).collect(),
         slots,

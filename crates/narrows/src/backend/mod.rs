@@ -1,0 +1,167 @@
+//! The operations of a decoder, and the hardware that does them.
+//!
+//! A backend holds the activations of a step; the decoder names them and says what becomes of them. Weights come
+//! to it tile by tile in the memory that its stream delivers to.
+
+mod cpu;
+mod cuda;
+
+use std::ops::Range;
+
+use narrows_shard::Encoding;
+use narrows_staging::Memory;
+use narrows_stream::Held;
+
+use crate::architecture::Architecture;
+use crate::error::Result;
+use crate::sequence::{Cache, Sequence};
+
+pub(crate) use cpu::{CpuBackend, HostCache};
+pub(crate) use cuda::{CudaBackend, DeviceCache, Limits};
+
+/// The activations of a step of `n` rows, `[n, width]` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// The residual stream, `[n, hidden]`, in f32.
+    Hidden,
+    /// What goes into the projections of a half of a layer, or into the head: rows of `Hidden`, normed.
+    Normed,
+    /// `[n, heads * head_dim]`
+    Query,
+    /// `[n, kv_heads * head_dim]`
+    Key,
+    /// `[n, kv_heads * head_dim]`
+    Value,
+    /// What attention makes of them, `[n, heads * head_dim]`.
+    Attended,
+    /// `[n, intermediate]`
+    Gate,
+    /// `[n, intermediate]`
+    Up,
+    /// What the activation function makes of them, `[n, intermediate]`.
+    Activated,
+    /// What comes back from a half of a layer and is to be added to `Hidden`.
+    Projected,
+    /// `[wanted, vocab]`
+    Logits,
+}
+
+impl Activation {
+    /// Every activation.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Hidden,
+        Self::Normed,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Attended,
+        Self::Gate,
+        Self::Up,
+        Self::Activated,
+        Self::Projected,
+        Self::Logits,
+    ];
+
+    /// Elements of a row.
+    pub(crate) fn width(self, a: &Architecture) -> usize {
+        match self {
+            Self::Hidden | Self::Normed | Self::Projected => a.hidden_size,
+            Self::Query | Self::Attended => a.q_size(),
+            Self::Key | Self::Value => a.kv_size(),
+            Self::Gate | Self::Up | Self::Activated => a.intermediate_size,
+            Self::Logits => a.vocab_size,
+        }
+    }
+
+    /// Whether it goes into a matrix product, and so may be in the encoding of the matrix.
+    pub(crate) const fn is_operand(self) -> bool {
+        matches!(self, Self::Normed | Self::Attended | Self::Activated)
+    }
+}
+
+/// What a step is about, for all layers alike.
+pub(crate) struct Step<'a> {
+    /// The rows: which of the sequences, and the position in it.
+    pub(crate) rows: &'a [(usize, usize)],
+    /// The embeddings of the rows as they are stored, `[n, hidden]`.
+    pub(crate) embeddings: &'a [u8],
+    /// How they are stored.
+    pub(crate) encoding: Encoding,
+    /// Cosines and sines of the rotary embedding, `[n, head_dim / 2]` each.
+    pub(crate) cos: &'a [f32],
+    /// See `cos`.
+    pub(crate) sin: &'a [f32],
+    /// The rows whose logits are wanted.
+    pub(crate) wanted: &'a [usize],
+}
+
+/// Rows of a matrix, in a tile.
+pub(crate) struct Tile<'a> {
+    /// How the matrix is stored.
+    pub(crate) encoding: Encoding,
+    /// Its rows that are here.
+    pub(crate) rows: Range<usize>,
+    /// All its rows.
+    pub(crate) of: usize,
+    /// Its columns.
+    pub(crate) cols: usize,
+    /// What it is, for messages.
+    pub(crate) name: &'a dyn Fn() -> String,
+}
+
+/// One kind of hardware that computes steps.
+///
+/// Calls come in the order of the decoder. An operand ([`Activation::is_operand`]) is made in the encoding of the
+/// matrix that it goes into, where the backend cares.
+pub(crate) trait Backend: Send {
+    /// What weights arrive in.
+    type Memory: Memory;
+    /// A norm's weights or a bias.
+    type Vector: Send;
+
+    /// A KV cache with room for nothing.
+    fn cache(&self) -> Cache;
+
+    /// Takes a norm or a bias.
+    fn vector(&mut self, values: Vec<f32>) -> Result<Self::Vector>;
+
+    /// Begins a step: `Hidden` becomes the embeddings.
+    fn begin(&mut self, step: &Step<'_>, sequences: &mut [&mut Sequence]) -> Result<()>;
+
+    /// `Hidden += Projected`, if `add`; then `Normed = norm(Hidden) * weight`.
+    fn norm(&mut self, add: bool, weight: &Self::Vector, eps: f32, encoding: Encoding) -> Result<()>;
+
+    /// Columns `tile.rows` of `to` become `from` times the rows in the tile.
+    fn linear(
+        &mut self,
+        tile: &Tile<'_>,
+        held: &Held<'_, Self::Memory>,
+        from: Activation,
+        to: Activation,
+    ) -> Result<()>;
+
+    /// Adds a bias to every row.
+    fn add_bias(&mut self, bias: &Self::Vector, to: Activation) -> Result<()>;
+
+    /// Norms every head of `Query` or `Key`.
+    fn norm_heads(&mut self, heads: Activation, weight: &Self::Vector, eps: f32) -> Result<()>;
+
+    /// Rotates `Query` and `Key`, stores `Key` and `Value` in the caches of the sequences, and attends:
+    /// `Attended` comes of `Query` and the caches.
+    fn attention(
+        &mut self,
+        layer: usize,
+        window: Option<usize>,
+        sequences: &mut [&mut Sequence],
+        encoding: Encoding,
+    ) -> Result<()>;
+
+    /// `Activated = silu(Gate) * Up`.
+    fn swiglu(&mut self, encoding: Encoding) -> Result<()>;
+
+    /// Ends the layers: `Hidden += Projected`, and `Hidden` becomes its wanted rows, normed, in `Normed`.
+    fn finish(&mut self, weight: &Self::Vector, eps: f32, encoding: Encoding) -> Result<()>;
+
+    /// Waits for `Logits`.
+    fn logits(&mut self) -> Result<&mut [f32]>;
+}
