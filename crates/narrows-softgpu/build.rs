@@ -30,7 +30,8 @@ const FLAGS: [&str; 12] = [
 ];
 
 /// Instrumentation of kernels; whole vectors must stay whole loads until it has seen them.
-const INSTRUMENT: [&str; 5] = [
+const INSTRUMENT: [&str; 6] = [
+    "-g1",
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-tree-sra",

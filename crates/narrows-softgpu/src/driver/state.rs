@@ -109,6 +109,7 @@ impl State {
             block_interval: 1,
             warp_interval: 0,
             thread: 0,
+            pc: 0,
             thread_idx: [0; 4],
             block_idx: [0; 4],
             block_dim: [0; 4],
