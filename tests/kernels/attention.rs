@@ -1,4 +1,3 @@
-use half::{bf16, f16};
 use narrows_kernels::{AttentionShape, Error, Kernels, KvLayout, KvRow, Segment, reference};
 use narrows_shard::Encoding;
 use narrows_staging::device::DeviceSlice;
@@ -366,7 +365,7 @@ fn same_bits_in_every_batch_and_chunk() {
 #[test]
 fn great_scores() {
     on_every_device(|gpu| {
-        for (encoding, one) in [(Encoding::Bf16, bf16::ONE.to_bits()), (Encoding::F16, f16::ONE.to_bits())] {
+        for encoding in [Encoding::F16, Encoding::Bf16] {
             for segments in [&[(1_usize, 299_usize)][..], &[(20, 280)]] {
                 let case = Case::new(encoding, (1, 1), 64, segments);
                 let (n, end) = (case.rows(), 300);
@@ -400,7 +399,6 @@ fn great_scores() {
                     )
                     .unwrap();
                 let got = gpu.read_f32s(&out);
-                assert!(one != 0 && got.iter().all(|x| x.is_finite()));
                 assert!(got[(n - 1) * 64..].iter().all(|x| (x - 1.0).abs() < 1e-2), "{got:?}");
                 assert!(got[..(n - 1) * 64].iter().all(|&x| x == 0.0));
             }
