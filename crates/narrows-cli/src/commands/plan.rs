@@ -168,7 +168,11 @@ fn flow(s: &TierPlan, whence: &str) -> String {
 }
 
 fn per_token(seconds: f64) -> String {
-    if seconds < 0.1 { format!("{:.1} ms/token", seconds * 1e3) } else { format!("{seconds:.2} s/token") }
+    match seconds {
+        ..0.001 => format!("{:.0} us/token", seconds * 1e6),
+        ..0.1 => format!("{:.1} ms/token", seconds * 1e3),
+        _ => format!("{seconds:.2} s/token"),
+    }
 }
 
 /// What would make it faster.
