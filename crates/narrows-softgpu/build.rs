@@ -30,7 +30,9 @@ const FLAGS: [&str; 12] = [
 ];
 
 /// Instrumentation of kernels; whole vectors must stay whole loads until it has seen them.
-const INSTRUMENT: [&str; 5] = [
+const INSTRUMENT: [&str; 7] = [
+    "-g1",
+    "-gdwarf-4",
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-tree-sra",

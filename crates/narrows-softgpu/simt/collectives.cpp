@@ -155,10 +155,22 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
     collective(MMA, FULL, &mine, perform_mma<16, from_bfloat>);
 }
 
-void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix<4, false>(r, row); }
-void ldmatrix_x2(uint32_t (&r)[2], const void* row) { ldmatrix<2, false>(r, row); }
-void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix<4, true>(r, row); }
-void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) { ldmatrix<2, true>(r, row); }
+void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    note_caller(__builtin_return_address(0));
+    ldmatrix<4, false>(r, row);
+}
+void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+    note_caller(__builtin_return_address(0));
+    ldmatrix<2, false>(r, row);
+}
+void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    note_caller(__builtin_return_address(0));
+    ldmatrix<4, true>(r, row);
+}
+void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
+    note_caller(__builtin_return_address(0));
+    ldmatrix<2, true>(r, row);
+}
 
 }  // namespace softgpu
 
@@ -169,6 +181,7 @@ namespace softgpu {
 #define ATOMIC_OP(NAME, T, NEXT)         \
     template <>                          \
     T NAME<T>(T * at, T value) {         \
+        note_caller(__builtin_return_address(0)); \
         atomic_access(at, sizeof(T));    \
         T old = *at;                     \
         *at = NEXT;                      \
@@ -177,6 +190,7 @@ namespace softgpu {
 #define ATOMIC_COMPARE(T)                             \
     template <>                                       \
     T atomic_compare<T>(T * at, T expected, T value) { \
+        note_caller(__builtin_return_address(0)); \
         atomic_access(at, sizeof(T));                 \
         T old = *at;                                  \
         if (old == expected) *at = value;             \

@@ -11,6 +11,8 @@ uint32_t barrier(const char* file, uint32_t line, uint32_t reduce, uint32_t pred
 void collective(uint32_t operation, uint32_t mask, void* lane, Perform perform);
 [[noreturn]] void trap(const char* what, const char* file, uint32_t line);
 void atomic_access(const void* address, uint32_t bytes);
+// Remembers, for messages, where a kernel called from.
+void note_caller(void* pc);
 void read_access(const void* address, uint32_t bytes);
 uint32_t lane();
 

@@ -3,6 +3,7 @@
 // kernels, so that the calls are direct.
 #include "machine.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "collectives.h"
@@ -12,6 +13,9 @@
 namespace softgpu {
 
 HIDDEN Machine* machine;
+
+// For messages: the call of the kernel that leads to what is noted.
+#define NOTE_CALLER() (machine->pc = uintptr_t(__builtin_return_address(0)))
 
 namespace {
 
@@ -132,16 +136,20 @@ void shared_access(const SharedRange& range, uintptr_t address, uint32_t bytes, 
 }
 
 template <uint32_t BYTES>
-inline void read(uintptr_t address) {
+__attribute__((always_inline)) inline void read(uintptr_t address) {
     Machine* m = machine;
     uint64_t offset = address - m->device_base;
     if (__builtin_expect(offset < m->device_bytes, 1)) {
-        if (__builtin_expect(address % BYTES != 0, 0)) m->misaligned(address, BYTES, READ);
-        if (__builtin_expect(!all_written(m->written, offset, BYTES), 0)) m->check(address, BYTES, READ);
+        if (__builtin_expect(address % BYTES != 0 || !all_written(m->written, offset, BYTES), 0)) {
+            NOTE_CALLER();
+            if (address % BYTES != 0) m->misaligned(address, BYTES, READ);
+            m->check(address, BYTES, READ);
+        }
         mark(m->read_map, offset);
         return;
     }
     if (address - m->stack_base < m->stack_bytes) return;
+    NOTE_CALLER();
     if (address % BYTES != 0) m->misaligned(address, BYTES, READ);
     if (inside(m->dynamic_shared, address))
         shared_access(m->dynamic_shared, address, BYTES, READ);
@@ -152,16 +160,20 @@ inline void read(uintptr_t address) {
 }
 
 template <uint32_t BYTES>
-inline void write(uintptr_t address) {
+__attribute__((always_inline)) inline void write(uintptr_t address) {
     Machine* m = machine;
     uint64_t offset = address - m->device_base;
     if (offset < m->device_bytes) {
-        if (__builtin_expect(address % BYTES != 0, 0)) m->misaligned(address, BYTES, WRITE);
-        if (!all_written(m->written, offset, BYTES)) m->check(address, BYTES, WRITE);
+        if (address % BYTES != 0 || !all_written(m->written, offset, BYTES)) {
+            NOTE_CALLER();
+            if (address % BYTES != 0) m->misaligned(address, BYTES, WRITE);
+            m->check(address, BYTES, WRITE);
+        }
         mark(m->write_map, offset);
         return;
     }
     if (address - m->stack_base < m->stack_bytes) return;
+    NOTE_CALLER();
     if (address % BYTES != 0) m->misaligned(address, BYTES, WRITE);
     if (inside(m->dynamic_shared, address))
         shared_access(m->dynamic_shared, address, BYTES, WRITE);
@@ -192,6 +204,8 @@ void range(uintptr_t address, uint64_t bytes, uint32_t access) {
 }
 
 }  // namespace
+
+HIDDEN void note_caller(void* pc) { machine->pc = uintptr_t(pc); }
 
 HIDDEN void atomic_access(const void* address, uint32_t bytes) {
     uintptr_t at = uintptr_t(address);
@@ -233,15 +247,20 @@ struct Pending {
 };
 
 struct Asynchronous {
-    uint32_t interval = 0;
-    uint32_t committed = 0;
-    uint32_t count = 0;
+    uint32_t interval;
+    uint32_t committed;
+    uint32_t count;
     Pending copies[256];
 };
 
-Asynchronous asynchronous[1024];
+// On the heap: the zeroed part of a library is what its kernels share.
+Asynchronous* asynchronous;
 
 Asynchronous& mine() {
+    if (!asynchronous) {
+        asynchronous = static_cast<Asynchronous*>(calloc(1024, sizeof(Asynchronous)));
+        if (!asynchronous) abort();
+    }
     Asynchronous& state = asynchronous[machine->thread];
     if (state.interval != machine->block_interval) {
         state.interval = machine->block_interval;
@@ -260,6 +279,7 @@ void land(Pending& copy) {
 
 HIDDEN void cp_async_16(void* shared, const void* global, int src_bytes) {
     Machine* m = machine;
+    NOTE_CALLER();
     if (uintptr_t(shared) % 16 != 0) m->misaligned(uintptr_t(shared), 16, WRITE);
     if (src_bytes < 0 || src_bytes > 16) m->trap("cp.async of more than 16 bytes", "", 0);
     if (src_bytes > 0) {
@@ -282,6 +302,7 @@ HIDDEN void cp_async_16(void* shared, const void* global, int src_bytes) {
 HIDDEN void cp_async_commit() { mine().committed++; }
 
 HIDDEN void cp_async_wait_group(uint32_t keep) {
+    NOTE_CALLER();
     Asynchronous& state = mine();
     uint32_t left = 0;
     for (uint32_t i = 0; i < state.count; ++i) {
@@ -309,16 +330,16 @@ extern "C" {
     HIDDEN void __tsan_write##N##_pc(void* p, void*) { write<N>(uintptr_t(p)); }          \
     HIDDEN void __tsan_volatile_read##N(void* p) { read<N>(uintptr_t(p)); }               \
     HIDDEN void __tsan_volatile_write##N(void* p) { write<N>(uintptr_t(p)); }             \
-    HIDDEN void __tsan_unaligned_read##N(void* p) { range(uintptr_t(p), N, READ); }       \
-    HIDDEN void __tsan_unaligned_write##N(void* p) { range(uintptr_t(p), N, WRITE); }
+    HIDDEN void __tsan_unaligned_read##N(void* p) { NOTE_CALLER(); range(uintptr_t(p), N, READ); } \
+    HIDDEN void __tsan_unaligned_write##N(void* p) { NOTE_CALLER(); range(uintptr_t(p), N, WRITE); }
 ACCESSES(1)
 ACCESSES(2)
 ACCESSES(4)
 ACCESSES(8)
 ACCESSES(16)
 
-HIDDEN void __tsan_read_range(void* p, size_t n) { range(uintptr_t(p), n, READ); }
-HIDDEN void __tsan_write_range(void* p, size_t n) { range(uintptr_t(p), n, WRITE); }
+HIDDEN void __tsan_read_range(void* p, size_t n) { NOTE_CALLER(); range(uintptr_t(p), n, READ); }
+HIDDEN void __tsan_write_range(void* p, size_t n) { NOTE_CALLER(); range(uintptr_t(p), n, WRITE); }
 HIDDEN void __tsan_func_entry(void*) {}
 HIDDEN void __tsan_func_exit() {}
 HIDDEN void __tsan_init() {}
@@ -328,12 +349,14 @@ HIDDEN void __tsan_vptr_read(void**) {}
 // Kernels that copy through these would else escape the checks: the compiler does not instrument
 // what it leaves as a call or expands by itself.
 HIDDEN void* softgpu_memcpy(void* to, const void* from, size_t bytes) {
+    NOTE_CALLER();
     range(uintptr_t(from), bytes, READ);
     range(uintptr_t(to), bytes, WRITE);
     return memmove(to, from, bytes);
 }
 
 HIDDEN void* softgpu_memset(void* to, int value, size_t bytes) {
+    NOTE_CALLER();
     range(uintptr_t(to), bytes, WRITE);
     return memset(to, value, bytes);
 }

@@ -53,6 +53,7 @@ struct Machine {
     uint32_t block_interval;  // its value when the running block began
     uint32_t warp_interval;   // counts what separates accesses within the running thread's warp
     uint32_t thread;          // linear index within the block
+    uintptr_t pc;             // where the kernel called from, when something may be wrong
     uint32_t thread_idx[4];
     uint32_t block_idx[4];
     uint32_t block_dim[4];

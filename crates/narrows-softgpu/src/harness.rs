@@ -28,6 +28,9 @@ pub enum Unavailable {
     /// The library is not where cargo puts it.
     #[error("libnarrows_softgpu.so was found neither in {} nor above it", .0.display())]
     NotBuilt(PathBuf),
+    /// The test to run again has another name.
+    #[error("this executable has no test named {0}")]
+    NoSuchTest(String),
     /// A file or folder could not be made or read.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -221,7 +224,12 @@ impl SoftGpu {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"]);
         command.env(INSIDE, "1").envs(variables.iter().copied());
-        self.run(&mut command)
+        let finished = self.run(&mut command)?;
+        // The test harness is content to run nothing.
+        if finished.text().contains("running 0 tests") {
+            return Err(Unavailable::NoSuchTest(test.to_owned()));
+        }
+        Ok(finished)
     }
 
     /// Whether this process was started by [`rerun`](SoftGpu::rerun).

@@ -159,7 +159,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, 
         let turing = arch.0 < 8;
         // Numbers of CUdevice_attribute; the bus is as wide and fast as the configured bandwidth asks.
         let answer = match attribute {
-            1 | 2 | 3 => 1024,
+            1..=3 => 1024,
             4 => 64,
             5 => i32::MAX,
             6 | 7 => 65535,

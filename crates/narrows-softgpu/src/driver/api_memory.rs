@@ -320,7 +320,7 @@ fn set(to: u64, pattern: [u8; 4], bytes: usize, align: u64, stream: *mut c_void)
     call(|state| {
         current_device(state)?;
         let stream = state.stream(stream)?;
-        if to % align != 0 {
+        if !to.is_multiple_of(align) {
             return Err(Code::INVALID_VALUE);
         }
         device_range(state, to, bytes)?;

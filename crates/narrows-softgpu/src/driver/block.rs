@@ -46,14 +46,6 @@ impl Stacks {
             return None;
         }
         let base = base as usize;
-        for index in 0..MAX_THREADS {
-            // SAFETY: the lowest page of each stack lies in the mapping made above.
-            let rc =
-                unsafe { libc::mprotect((base + index * STACK_BYTES) as *mut c_void, PAGE, libc::PROT_NONE) };
-            if rc != 0 {
-                return None;
-            }
-        }
         Some(Self { base })
     }
 }
@@ -216,7 +208,7 @@ impl Block {
                     (&mut (*this).fiber_of)[thread] = fiber;
                 }
                 let fiber = usize::from((&(*this).fiber_of)[thread]);
-                let fibers: *mut Fiber = (&mut (*this).fibers).as_mut_ptr();
+                let fibers: *mut Fiber = (*this).fibers.as_mut_ptr();
                 (*fibers.add(fiber)).resume(());
             }
         }
@@ -297,6 +289,11 @@ impl Block {
         }
         let index = self.fibers.len();
         let limit = self.stacks.base + index * STACK_BYTES;
+        // SAFETY: the lowest page of a stack that nothing uses yet.
+        let guarded = unsafe { libc::mprotect(limit as *mut c_void, PAGE, libc::PROT_NONE) };
+        if guarded != 0 {
+            fault::refuse("the guard page of a fiber's stack cannot be made");
+        }
         // Stacks at equal offsets of their pages would share few sets of the cache.
         let colour = index * 5 % 61 * 64;
         let stack = FiberStack { limit, base: limit + STACK_BYTES - colour };

@@ -30,20 +30,20 @@ pub(crate) extern "C" fn access(address: usize, bytes: u64, access: u32) {
                 )
             });
             let place = inside.unwrap_or_else(|| state.memory.neighbours(address));
-            fault::kernel(&format!("{} {bytes} bytes of device memory {place}", verb(access)));
+            fault::access(&format!("{} {bytes} bytes of device memory {place}", verb(access)));
         }
         if access != READ {
             state.memory.set_written(address, bytes);
         } else if let Some(byte) = state.memory.first_unwritten(address, bytes) {
             let name = state.memory.name(byte, byte + 1);
-            fault::kernel(&format!("reads {name}, which nothing has written"));
+            fault::access(&format!("reads {name}, which nothing has written"));
         }
         return;
     }
     let shared = [state.machine.dynamic_shared, state.machine.static_shared];
     for range in shared {
         if address >= range.base && address < range.base + range.bytes as usize {
-            fault::kernel(&format!(
+            fault::access(&format!(
                 "{} {bytes} bytes across the end of its {} bytes of shared memory",
                 verb(access),
                 range.bytes
@@ -52,7 +52,7 @@ pub(crate) extern "C" fn access(address: usize, bytes: u64, access: u32) {
     }
     let whole = super::state::SHARED_BYTES;
     if address >= shared[0].base && address < shared[0].base + whole {
-        fault::kernel(&format!(
+        fault::access(&format!(
             "{} {bytes} bytes at offset {} of dynamic shared memory, of which the launch gave it {}",
             verb(access),
             address - shared[0].base,
@@ -73,7 +73,7 @@ pub(crate) extern "C" fn access(address: usize, bytes: u64, access: u32) {
     if constant && access == READ {
         return;
     }
-    fault::kernel(&format!(
+    fault::access(&format!(
         "{} {bytes} bytes at {address:#x}, which is neither device memory, shared memory nor page-locked",
         verb(access)
     ));
@@ -91,11 +91,13 @@ pub(crate) extern "C" fn race(address: usize, bytes: u32, access: u32, cell: *co
     };
     // SAFETY: null, or a cell of the processor's table, which only this thread uses.
     let Some(cell) = (unsafe { cell.as_ref() }) else {
-        fault::kernel(&format!("reads {bytes} bytes at {what} that the block has not written"));
+        fault::access(&format!(
+            "reads {bytes} bytes at {what} that the block has not written (never, or a barrier is missing)"
+        ));
     };
     let interval = state.machine.interval;
     if cell.write_flags & WRITE_IN_FLIGHT != 0 {
-        fault::kernel(&format!(
+        fault::access(&format!(
             "{} {bytes} bytes at {what} where a cp.async of thread {} has not been waited for",
             verb(access),
             cell.write_thread
@@ -103,7 +105,7 @@ pub(crate) extern "C" fn race(address: usize, bytes: u32, access: u32, cell: *co
     }
     let wrote = cell.write_interval == interval && u32::from(cell.write_thread) != state.machine.thread;
     let (other, did) = if wrote { (cell.write_thread, "wrote") } else { (cell.read_thread, "read") };
-    fault::kernel(&format!(
+    fault::access(&format!(
         "race: {} {bytes} bytes at {what} that thread {other} {did} with no barrier between",
         verb(access)
     ));
@@ -114,13 +116,15 @@ pub(crate) extern "C" fn misaligned(address: usize, bytes: u32, access: u32) {
     // SAFETY: a kernel runs, so the lock is held by this thread.
     let Some(state) = (unsafe { state_in_call() }) else { return };
     let name = state.name_range(address, address + bytes as usize);
-    fault::kernel(&format!("misaligned: {} {bytes} bytes at once at {name}", verb(access)));
+    fault::access(&format!("misaligned: {} {bytes} bytes at once at {name}", verb(access)));
 }
 
 /// `__trap`, a failed assertion, or an instruction used wrongly.
 pub(crate) extern "C" fn trap(what: *const c_char, file: *const c_char, line: u32) {
     // SAFETY: a string literal of a kernel's library.
     let what = unsafe { std::ffi::CStr::from_ptr(what) }.to_string_lossy();
-    let place = if line == 0 { String::new() } else { format!(" at {}", place(file, line)) };
-    fault::kernel(&format!("{what}{place}"));
+    if line == 0 {
+        fault::access(&what);
+    }
+    fault::kernel(&format!("{what} at {}", place(file, line)));
 }

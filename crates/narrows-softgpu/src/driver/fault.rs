@@ -34,6 +34,17 @@ pub(crate) fn kernel(message: &str) -> ! {
     found(&format!("{place}: {message}"))
 }
 
+/// A fault of the thread that runs, at the access that it was about to make.
+pub(crate) fn access(message: &str) -> ! {
+    // SAFETY: called by a kernel, hence under the lock.
+    let state = unsafe { state_in_call() };
+    let lines = state.and_then(|state| state.running.as_ref()?.library.lines(state.machine.pc));
+    match lines {
+        Some(lines) => kernel(&format!("{message}, at {lines}")),
+        None => kernel(message),
+    }
+}
+
 /// Ends the process because the environment asks for something impossible.
 pub(crate) fn refuse(message: &str) -> ! {
     say(message);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::fault;
 use super::machine::{Cell, Entry, Machine};
+use super::memory::reserve;
 
 /// One `.cu`, compiled for one architecture.
 pub(crate) struct Image {
@@ -22,6 +23,8 @@ pub(crate) struct Library {
     pub(crate) image: Range<usize>,
     pub(crate) shared: Range<usize>,
     pub(crate) cells: usize,
+    /// Its open file.
+    pub(crate) descriptor: i32,
     pub(crate) kernels: Vec<Arc<Kernel>>,
 }
 
@@ -61,7 +64,8 @@ fn open_one(image: &Image, machine: *mut Machine, index: usize) -> Result<Librar
     let mut file = unsafe { std::fs::File::from_raw_fd(descriptor) };
     std::io::Write::write_all(&mut file, image.bytes).map_err(|error| error.to_string())?;
     // Left open: the loader takes two libraries opened under one path for one.
-    let path = CString::new(format!("/proc/self/fd/{}", file.into_raw_fd())).map_err(|e| e.to_string())?;
+    let descriptor = file.into_raw_fd();
+    let path = CString::new(format!("/proc/self/fd/{descriptor}")).map_err(|e| e.to_string())?;
     // SAFETY: a library that this crate's build script made; it has no initialisers.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
@@ -99,6 +103,30 @@ fn open_one(image: &Image, machine: *mut Machine, index: usize) -> Result<Librar
         entry = next;
     }
     let start = bounds[1] & !15;
-    let cells = vec![Cell::default(); (bounds[2] - start) / 4 + 1].leak().as_mut_ptr() as usize;
-    Ok(Library { image: bounds[0]..bounds[2], shared: start..bounds[2], cells, kernels })
+    let cells = reserve(((bounds[2] - start) / 4 + 1) * size_of::<Cell>())
+        .ok_or("no room for what is known of it")?;
+    Ok(Library { image: bounds[0]..bounds[2], shared: start..bounds[2], cells, descriptor, kernels })
+}
+
+impl Library {
+    /// The source lines of a call, innermost first, as far as `addr2line` is there to tell.
+    pub(crate) fn lines(&self, pc: usize) -> Option<String> {
+        let offset = pc.checked_sub(self.image.start)?.checked_sub(1)?;
+        if !self.image.contains(&pc) {
+            return None;
+        }
+        let file = format!("/proc/{}/fd/{}", std::process::id(), self.descriptor);
+        let output = std::process::Command::new("addr2line")
+            .env_remove("LD_LIBRARY_PATH")
+            .args(["-i", "-e", &file, &format!("{offset:#x}")])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.rsplit('/').next()?.split(' ').next())
+            .filter(|line| !line.starts_with("simt.h") && !line.starts_with('?'))
+            .collect();
+        (!lines.is_empty()).then(|| lines.join(" from "))
+    }
 }

@@ -59,6 +59,7 @@ pub(crate) struct Machine {
     pub(crate) block_interval: u32,
     pub(crate) warp_interval: u32,
     pub(crate) thread: u32,
+    pub(crate) pc: usize,
     pub(crate) thread_idx: [u32; 4],
     pub(crate) block_idx: [u32; 4],
     pub(crate) block_dim: [u32; 4],

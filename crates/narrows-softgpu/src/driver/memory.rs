@@ -202,7 +202,7 @@ impl DeviceMemory {
         let end = bit + bytes;
         // SAFETY: a bit per byte of the reservation, which holds the range; the lock is held.
         unsafe {
-            while bit < end && bit % 8 != 0 {
+            while bit < end && !bit.is_multiple_of(8) {
                 self.set_bit(bit, value);
                 bit += 1;
             }
@@ -239,7 +239,7 @@ impl DeviceMemory {
         let end = bit + bytes;
         while bit < end {
             // SAFETY: as in `is_written`.
-            if bit % 8 == 0 && end - bit >= 8 && unsafe { *self.written.add(bit / 8) } == 0xff {
+            if bit.is_multiple_of(8) && end - bit >= 8 && unsafe { *self.written.add(bit / 8) } == 0xff {
                 bit += 8;
             } else if self.is_written(bit) {
                 bit += 1;

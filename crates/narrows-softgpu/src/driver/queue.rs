@@ -73,6 +73,19 @@ pub(crate) enum Work {
     Fail(Code),
 }
 
+impl Work {
+    /// Whether it is a copy or a memset of no bytes, whose addresses mean nothing.
+    fn moves_nothing(&self) -> bool {
+        match self {
+            Self::ToDevice { bytes, .. }
+            | Self::ToHost { bytes, .. }
+            | Self::OnDevice { bytes, .. }
+            | Self::Set { bytes, .. } => *bytes == 0,
+            _ => false,
+        }
+    }
+}
+
 /// Something in a stream's queue.
 pub(crate) struct Operation {
     pub(crate) work: Work,
@@ -167,6 +180,7 @@ impl State {
     /// Appends an operation to a stream and perhaps runs some.
     pub(crate) fn enqueue(&mut self, stream: usize, work: Work, what: String) -> Captured {
         self.order_with_default_stream(stream);
+        let work = if work.moves_nothing() { Work::Marker } else { work };
         let captured = self.push(stream, work, what);
         while self.random.next() % 256 < self.eagerness {
             if !self.step_any() {
@@ -335,7 +349,7 @@ impl State {
 
     /// Whether something is complete, as a query sees it: the device gets a chance to go on.
     pub(crate) fn poll(&mut self, target: &Captured) -> Outcome {
-        if !self.is_done(target) && self.random.next() % 2 == 0 {
+        if !self.is_done(target) && self.random.next().is_multiple_of(2) {
             let _ = self.step_towards(target.stream);
         }
         if let Some(code) = self.sticky {

@@ -90,8 +90,7 @@ impl State {
     pub(crate) fn new(config: Config) -> Option<Box<Self>> {
         let memory = DeviceMemory::new(config.vram.saturating_mul(u64::from(config.devices)))?;
         let shared = super::memory::reserve(SHARED_BYTES)?;
-        // The processor's table for as long as the process runs.
-        let cells = vec![Cell::default(); SHARED_BYTES / 4].leak();
+        let cells = super::memory::reserve(SHARED_BYTES / 4 * size_of::<Cell>())? as *mut Cell;
         let nothing = SharedRange { base: 0, bytes: 0, cells: std::ptr::null_mut() };
         let mut machine = Box::new(Machine {
             device_base: 0,
@@ -104,12 +103,13 @@ impl State {
             chunk_count: 0,
             stack_base: 0,
             stack_bytes: 0,
-            dynamic_shared: SharedRange { base: shared, bytes: 0, cells: cells.as_mut_ptr() },
+            dynamic_shared: SharedRange { base: shared, bytes: 0, cells },
             static_shared: nothing,
             interval: 1,
             block_interval: 1,
             warp_interval: 0,
             thread: 0,
+            pc: 0,
             thread_idx: [0; 4],
             block_idx: [0; 4],
             block_dim: [0; 4],

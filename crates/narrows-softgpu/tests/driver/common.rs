@@ -25,10 +25,19 @@ impl Gpu {
         Self { context, module }
     }
 
+    pub(crate) fn with_stream() -> (Self, Stream) {
+        let gpu = Self::new();
+        let stream = gpu.context.new_stream().unwrap();
+        (gpu, stream)
+    }
+
     pub(crate) fn function(&self, name: &str) -> CudaFunction {
         self.module.load_function(name).unwrap()
     }
 }
+
+/// A stream as cudarc shares it.
+pub(crate) type Stream = Arc<CudaStream>;
 
 /// Launches a kernel with one struct of parameters.
 pub(crate) fn launch<P: DeviceRepr>(
