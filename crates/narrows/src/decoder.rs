@@ -180,7 +180,12 @@ impl<B: Backend> Half<'_, '_, B> {
             ],
         )?;
         self.backend.swiglu(self.pass.encoding(self.layer, LayerWeight::DownProj))?;
-        self.project(LayerWeight::DownProj, LayerWeight::DownBias, Activation::Activated, Activation::Projected)
+        self.project(
+            LayerWeight::DownProj,
+            LayerWeight::DownBias,
+            Activation::Activated,
+            Activation::Projected,
+        )
     }
 
     /// The projections that share a norm. They are all in one encoding in most models; where not, the norm is

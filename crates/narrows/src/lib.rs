@@ -54,9 +54,9 @@ pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Sessi
 pub use model::Model;
 pub use narrows_shard::{Bytes, Encoding};
 pub use narrows_staging::IoMode;
-pub use narrows_stream::{StageStats, Stats as StreamStats};
-pub use perplexity::Perplexity;
 pub use narrows_staging::device::Carving;
+pub use narrows_stream::{Need, Plan as TierPlan, StageStats, Stats as StreamStats};
+pub use perplexity::Perplexity;
 pub use plan::{Bound, DevicePlan, Plan, Speeds, Workload};
 pub use sampling::{GenerationDefaults, Sampling};
 pub use synth::Synth;

@@ -53,7 +53,8 @@ fn device_speeds(
     let cols = model.architecture().hidden_size;
     let row = head.encoding.row_bytes(cols).unwrap_or(cols);
     let spare = on_device.budget.saturating_sub(device.reserved_bytes());
-    let most = DEVICE_BYTES.min(spare.get() / 4).min(plan.budget.get() / 4).min(on_device.stream.walked.get());
+    let most =
+        DEVICE_BYTES.min(spare.get() / 4).min(plan.budget.get() / 4).min(on_device.stream.walked.get());
     let rows = (most as usize / row).max(1);
     let len = rows * row;
     let budget = Budget::new(Bytes(plan.budget.get().saturating_add(on_device.budget.get())));

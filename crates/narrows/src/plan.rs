@@ -248,7 +248,8 @@ fn device_plan(
     tiling: &Tiling,
 ) -> Result<DevicePlan> {
     let a = model.architecture();
-    let tile = |len: usize| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access: Access::Walked };
+    let tile =
+        |len: usize| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access: Access::Walked };
     let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len)).collect();
     let vectors = CudaBackend::vector_bytes(model.vectors().map(|located| located.tensor.shape[0]));
     let needs = [

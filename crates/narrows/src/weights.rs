@@ -118,7 +118,10 @@ impl<'w, B: Backend> Pass<'w, B> {
 
     /// The norm before the head.
     pub(crate) fn final_norm(&self) -> Result<&'w B::Vector> {
-        self.vectors.final_norm.as_ref().ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
+        self.vectors
+            .final_norm
+            .as_ref()
+            .ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
     }
 
     /// How a matrix of a layer is stored.
@@ -173,13 +176,8 @@ impl<'w, B: Backend> Pass<'w, B> {
             }
             let name = || self.tiling.describe(tile);
             let rows = self.tiling.tiles[tile].rows.clone();
-            let tile = Tile {
-                encoding: matrix.encoding,
-                rows,
-                of: matrix.rows,
-                cols: matrix.cols,
-                name: &name,
-            };
+            let tile =
+                Tile { encoding: matrix.encoding, rows, of: matrix.rows, cols: matrix.cols, name: &name };
             backend.linear(&tile, &held, from, to)?;
         }
         Ok(())
