@@ -8,7 +8,9 @@
 
 mod add;
 mod argmax;
+mod attention;
 mod embed;
+mod gemm;
 mod kv;
 mod linear;
 mod rms_norm;
