@@ -43,6 +43,19 @@ impl Device {
         }
     }
 
+    /// The CUDA toolkit that the kernels of this program were compiled with, 13000 for 13.0; `None` if they were
+    /// not.
+    #[must_use]
+    pub fn toolkit() -> Option<u32> {
+        Kernels::toolkit()
+    }
+
+    /// The architectures that they were compiled for, 75 for compute capability 7.5.
+    #[must_use]
+    pub fn architectures() -> &'static [u32] {
+        Kernels::architectures()
+    }
+
     /// Whether it is the software driver, an instrument for tests.
     #[must_use]
     pub fn is_software(&self) -> bool {
