@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Write a checkpoint of a well-known shape with random weights, to measure with.
     Synth(Synth),
+    /// Show what this machine has to compute with, and what holds it back.
+    Doctor,
 }
 
 /// Model, memory and device: the same for every command that computes.

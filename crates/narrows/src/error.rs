@@ -45,14 +45,14 @@ pub enum Error {
         budget: narrows_shard::Bytes,
     },
     /// The budget is more than the device has.
-    #[error("{budget} of VRAM were asked for, and {device} has {total}")]
+    #[error("{budget} of VRAM were asked for, and {device} has {available}")]
     VramBeyondDevice {
         /// The budget.
         budget: narrows_shard::Bytes,
         /// The device's name.
         device: String,
-        /// What it has.
-        total: narrows_shard::Bytes,
+        /// What it has that others do not hold.
+        available: narrows_shard::Bytes,
     },
     /// A file that a model cannot do without is not there.
     #[error("{path}: {what}")]

@@ -47,7 +47,7 @@ mod tiling;
 mod weights;
 
 pub use architecture::{Architecture, LayerWeight, Rope, RopeScaling, Weight, WeightSpec};
-pub use device::Device;
+pub use device::{Device, Link};
 pub use engine::{Context, Engine, EngineBuilder, ScoreInput};
 pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};

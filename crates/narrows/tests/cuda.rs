@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use narrows::{
-    Bytes, Carving, Device, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput, Workload,
+    Bytes, Carving, Device, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput,
+    Workload,
 };
 use narrows_softgpu::{Finished, SoftGpu, skip_or_fail};
 use safetensors::SafeTensors;
@@ -196,13 +197,17 @@ fn one_answer_whatever_the_memory() {
 fn a_pass_takes_no_longer_than_its_copies() {
     const TEST: &str = "a_pass_takes_no_longer_than_its_copies";
     if SoftGpu::inside() {
-        let mut engine =
-            engine(&root().join("models/demo"), parse("vram=6M slots=4 tile=256K")).unwrap();
+        let mut engine = engine(&root().join("models/demo"), parse("vram=6M slots=4 tile=256K")).unwrap();
         for _ in 0..3 {
             logits(&mut engine, &[IDS.to_vec()]).unwrap();
         }
         let link = engine.stream_stats().link.unwrap();
-        println!("wall {}\nbusy {}\nbytes {}", link.wall.as_secs_f64(), link.busy.as_secs_f64(), link.bytes.get());
+        println!(
+            "wall {}\nbusy {}\nbytes {}",
+            link.wall.as_secs_f64(),
+            link.busy.as_secs_f64(),
+            link.bytes.get()
+        );
         return;
     }
     if !skip_or_fail() {
@@ -248,7 +253,11 @@ fn bad_days_are_errors_with_names() {
         let finished = gpu.vram(64 << 20).rerun_with(TEST, &[(CASE, case)]).unwrap();
         let text = finished.text();
         assert!(finished.output.status.success(), "{text}");
-        text.lines().find_map(|line| line.split_once("told ")).unwrap_or_else(|| panic!("{text}")).1.to_owned()
+        text.lines()
+            .find_map(|line| line.split_once("told "))
+            .unwrap_or_else(|| panic!("{text}"))
+            .1
+            .to_owned()
     };
     let gpu = || SoftGpu::new().unwrap();
     assert!(tell(gpu(), "vram=6M").starts_with("fine; pinned Some(Ok("));

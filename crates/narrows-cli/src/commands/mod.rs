@@ -1,6 +1,7 @@
 //! One module per command, and what those that compute share.
 
 pub(crate) mod chat;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
@@ -51,7 +52,7 @@ fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<
         };
     };
     say(output, &format!("device: cuda:{} {}", device.ordinal(), device.name()));
-    let (total, reserved) = (device.total().get() as f64, device.reserved_bytes().get() as f64);
+    let (total, reserved) = (device.available().get() as f64, device.reserved_bytes().get() as f64);
     let vram = match args.vram.unwrap_or(Ram::Auto) {
         Ram::Size(size) => size,
         Ram::Percent(percent) => Bytes((total * percent / 100.0) as u64),

@@ -1,5 +1,7 @@
 //! A CUDA device that steps are computed on.
 
+mod nvml;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,6 +9,8 @@ use narrows_kernels::Kernels;
 use narrows_shard::Bytes;
 use narrows_staging::device::DeviceError;
 
+pub use self::nvml::Link;
+use self::nvml::Managed;
 use crate::error::{Error, Result};
 
 /// A CUDA device with all kernels loaded. Clones are the same device.
@@ -15,20 +19,31 @@ pub struct Device(Arc<Shared>);
 
 struct Shared {
     device: narrows_staging::device::Device,
+    managed: Option<Managed>,
     kernels: Kernels,
     context: Bytes,
 }
 
 impl Device {
+    /// How many devices the driver offers.
+    ///
+    /// # Errors
+    /// There is no driver, or what it says.
+    pub fn count() -> Result<usize> {
+        Ok(narrows_staging::device::Device::count()?)
+    }
+
     /// Opens device `ordinal` and loads the kernels.
     ///
     /// # Errors
     /// There is no driver, no such device, or no kernel for it.
     pub fn open(ordinal: usize) -> Result<Self> {
+        // Before there is a context of ours: what is in use now is others'.
+        let managed = narrows_staging::device::Device::pci_bus_id(ordinal)?.and_then(|id| Managed::find(&id));
         let device = narrows_staging::device::Device::open(ordinal)?;
         let kernels = Kernels::load(&device)?;
-        let context = used(&device)?;
-        Ok(Self(Arc::new(Shared { device, kernels, context })))
+        let context = used(&device, managed.as_ref())?;
+        Ok(Self(Arc::new(Shared { device, managed, kernels, context })))
     }
 
     /// As [`Device::open`], but not what is a driver's imitation of a device.
@@ -74,8 +89,32 @@ impl Device {
         self.0.device.name()
     }
 
-    /// What was in use of its memory when the kernels had been loaded: the context of this process, and what other
-    /// programs hold.
+    /// Its compute capability, `(major, minor)`.
+    #[must_use]
+    pub fn compute_capability(&self) -> (u32, u32) {
+        self.0.device.compute_capability()
+    }
+
+    /// The newest CUDA that its driver speaks, 13000 for 13.0.
+    #[must_use]
+    pub fn driver_cuda(&self) -> u32 {
+        self.0.device.driver_version()
+    }
+
+    /// The release of its driver, `580.65.06`, where NVIDIA's management library is installed.
+    #[must_use]
+    pub fn driver_release(&self) -> Option<String> {
+        self.0.managed.as_ref().and_then(Managed::driver)
+    }
+
+    /// Its link to the host, where NVIDIA's management library is installed.
+    #[must_use]
+    pub fn link(&self) -> Option<Link> {
+        self.0.managed.as_ref().and_then(Managed::link)
+    }
+
+    /// What was in use of its memory when the kernels had been loaded: the context of this process and, unless
+    /// NVIDIA's management library is there to tell them apart, what other programs hold.
     #[must_use]
     pub fn context_bytes(&self) -> Bytes {
         self.0.context
@@ -96,12 +135,18 @@ impl Device {
         self.0.device.total()
     }
 
-    /// What is in use of its memory now, by all programs.
+    /// All of its memory but what others held when it was opened.
+    #[must_use]
+    pub fn available(&self) -> Bytes {
+        self.total().saturating_sub(self.0.managed.as_ref().map_or(Bytes(0), Managed::before))
+    }
+
+    /// What is in use of its memory now: by this process or, without NVIDIA's management library, by all programs.
     ///
     /// # Errors
     /// What the driver says.
     pub fn used(&self) -> Result<Bytes> {
-        Ok(used(&self.0.device)?)
+        Ok(used(&self.0.device, self.0.managed.as_ref())?)
     }
 
     pub(crate) fn raw(&self) -> &narrows_staging::device::Device {
@@ -113,8 +158,14 @@ impl Device {
     }
 }
 
-fn used(device: &narrows_staging::device::Device) -> std::result::Result<Bytes, DeviceError> {
-    Ok(device.total().saturating_sub(device.free()?))
+fn used(
+    device: &narrows_staging::device::Device,
+    managed: Option<&Managed>,
+) -> std::result::Result<Bytes, DeviceError> {
+    match managed.and_then(Managed::used) {
+        Some(used) => Ok(used),
+        None => Ok(device.total().saturating_sub(device.free()?)),
+    }
 }
 
 impl fmt::Debug for Device {
