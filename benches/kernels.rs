@@ -16,7 +16,7 @@ use std::rc::Rc;
 use cudarc::driver::sys::CUdevice_attribute;
 use half::{bf16, f16};
 use narrows_bytes::Bytes;
-use narrows_kernels::{Kernels, KvLayout, KvRow, Matrix, RowsMut};
+use narrows_kernels::{AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
 use narrows_shard::Encoding;
 use narrows_staging::Budget;
 use narrows_staging::device::{Carving, Device, DeviceArena, DeviceSlice, Event, Priority, Stream};
@@ -224,7 +224,10 @@ impl Bench {
 fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Result<()> {
     for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
         bench.fill(encoding)?;
-        measure(matvec(bench, encoding)?)?;
+        measure(linear(bench, encoding)?)?;
+        if encoding != Encoding::F32 {
+            measure(attention(bench, encoding)?)?;
+        }
     }
     bench.fill(Encoding::F32)?;
     for n in if bench.software { [2, 4] } else { [512, 4096] } {
@@ -233,10 +236,10 @@ fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Res
     measure(searches(bench)?)
 }
 
-/// The matrices of Llama 70B.
-fn matvec(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
+/// The matrices of Llama 70B: for single rows, for a batch that decodes, and for a prompt.
+fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    let rows_of_x = if encoding == Encoding::Bf16 { &[1, 2, 4, 8][..] } else { &[1] };
+    let rows_of_x = if encoding == Encoding::Bf16 { &[1, 2, 4, 8, 16, 64, 512][..] } else { &[1, 64, 512] };
     for (rows, cols) in [(8192, 8192), (28_672, 8192), (8192, 28_672), (1024, 8192), (128_256, 8192)] {
         let (rows, cols) = if bench.software { (rows / 512, cols / 16) } else { (rows, cols) };
         let len = encoding.row_bytes(rows * cols).ok_or("overflow")?;
@@ -245,6 +248,9 @@ fn matvec(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
             continue;
         }
         for &n in rows_of_x {
+            if n > Kernels::MATVEC_ROWS && rows > 30_000 {
+                continue; // the head is for few rows
+            }
             let turns = bench.rotation(len);
             let x = range(&bench.device, encoding.row_bytes(n * cols).ok_or("overflow")?)?;
             bench.stream.upload(&encode(encoding, &noise(2, n * cols)), &x)?;
@@ -253,7 +259,7 @@ fn matvec(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
             let weights: Vec<_> =
                 (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
             cases.push(Case {
-                operation: "matvec",
+                operation: if n > Kernels::MATVEC_ROWS { "gemm" } else { "matvec" },
                 what: format!("{encoding} [{rows}, {cols}] x {n}"),
                 bytes: len + x.len() + y.len(),
                 flops: 2 * rows * cols * n,
@@ -263,6 +269,65 @@ fn matvec(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
                 }),
             });
         }
+    }
+    Ok(cases)
+}
+
+/// Attention of Llama 70B: single rows far into a sequence, and a prompt from its start.
+fn attention(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
+    const HEADS: usize = 64;
+    let layout = KvLayout { encoding, kv_heads: 8, head_dim: 128 };
+    let width = HEADS * layout.head_dim;
+    let mut cases = Vec::new();
+    // Sequences, rows of each, and the positions of the last ones and those before.
+    let shapes: [(usize, usize, usize); 6] =
+        [(1, 1, 8192), (1, 1, 32_768), (8, 1, 8192), (1, 8, 8192), (1, 512, 4096), (1, 4096, 4096)];
+    for (sequences, rows, end) in shapes {
+        let (rows, end) = if bench.software { (rows.div_ceil(128), end / 64) } else { (rows, end) };
+        let n = sequences * rows;
+        let position = end - rows;
+        let cache = layout.layer_bytes(end).ok_or("overflow")?;
+        let bytes = sequences * cache;
+        if bytes > bench.pool.len() {
+            println!("a cache of {end} positions does not fit into half of what is free");
+            continue;
+        }
+        let turns = bench.rotation(bytes);
+        let tables: Vec<_> = (0..turns)
+            .map(|turn| -> Result<_> {
+                let of_sequence = |sequence: usize| {
+                    let base = bench.pool.address() + (turn * bytes + sequence * cache) as u64;
+                    (position as u32..end as u32).map(move |position| KvRow {
+                        base,
+                        capacity: end as u32,
+                        position,
+                    })
+                };
+                let table: Vec<_> = (0..sequences).flat_map(of_sequence).collect();
+                let to = range(&bench.device, size_of_val(&table[..]))?;
+                bench.stream.upload(bytemuck::cast_slice(&table), &to)?;
+                Ok(to)
+            })
+            .collect::<Result<_, _>>()?;
+        let q = bench.f32s(&noise(5, n * width))?;
+        let out = range(&bench.device, encoding.row_bytes(n * width).ok_or("overflow")?)?;
+        let scratch = range(&bench.device, Kernels::attention_scratch_bytes(n, HEADS, layout.head_dim, end))?;
+        let segments = vec![Segment { rows, position }; sequences];
+        let (kernels, stream, pool) = (bench.kernels.clone(), bench.stream.clone(), bench.pool.clone());
+        // Each row sees as many positions as there are up to its own, and each takes two products.
+        let pairs = sequences * rows * (position + end + 1) / 2;
+        cases.push(Case {
+            operation: "attention",
+            what: format!("{encoding} {sequences} x {rows} up to {end}"),
+            bytes: bytes + q.len() + out.len(),
+            flops: 4 * pairs * width,
+            run: Box::new(move |turn| {
+                let _kept = &pool;
+                let shape = AttentionShape { heads: HEADS, scale: 0.088, window: None, segments: &segments };
+                let table = &tables[turn % tables.len()];
+                Ok(kernels.attention(&stream, &q, table, &layout, 0, &shape, &scratch, encoding, &out)?)
+            }),
+        });
     }
     Ok(cases)
 }

@@ -191,7 +191,7 @@ __device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p)
                     }
                     distance /= 2;
                 }
-                const bool writes = (lane & (2 * distance - 1)) == 0;
+                const bool writes = lane % (lanes / GROUP) == 0;
                 for (; distance > 0; distance /= 2) {
                     dots[0] += __shfl_xor_sync(ALL_LANES, dots[0], distance);
                 }

@@ -110,7 +110,7 @@ __device__ __forceinline__ void attention_prefill(const AttentionPrefillParams& 
         spans[half] = span_of(row.position + query / p.group, row.capacity, p.window);
     }
     float sums[DIM / 8][4] = {};
-    float greatest[2] = {-INFINITY, -INFINITY};
+    float greatest[2] = {-INFINITY, -INFINITY}; // scores, already scaled
     float weights[2] = {0.0f, 0.0f};
     uint32_t q[HELD][4];
 
@@ -163,16 +163,18 @@ __device__ __forceinline__ void attention_prefill(const AttentionPrefillParams& 
 
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float most = greatest[half];
+            float most = -INFINITY;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) {
                 most = fmaxf(most, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
             }
             most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
             most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+            // Rounded by itself, so that a tile that a row does not see corrects it by exactly one.
+            most = fmaxf(greatest[half], __fmul_rn(most, p.scale));
             // A row that has seen nothing yet: infinity less infinity would be no number.
-            const float base = most == -INFINITY ? 0.0f : most * p.scale;
-            const float correction = exp2f(fmaf(greatest[half], p.scale, -base));
+            const float base = most == -INFINITY ? 0.0f : most;
+            const float correction = exp2f(greatest[half] - base);
             greatest[half] = most;
             float sum = 0.0f;
 #pragma unroll

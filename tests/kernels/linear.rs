@@ -2,7 +2,9 @@ use narrows_kernels::{Error, Kernels, Matrix, RowsMut, reference};
 use narrows_shard::Encoding;
 use narrows_staging::device::DeviceSlice;
 
-use crate::{Gpu, ROUNDING, assert_close, assert_same, encode, noise, on_every_device, property, rounded};
+use crate::{
+    Gpu, ROUNDING, assert_close, assert_same, encode, noise, on_every_device, on_gpu, property, rounded,
+};
 
 /// How many roundings an element of a matvec has seen: a thread of 128 adds up its share, 16 bytes at a time, by
 /// fused multiplication, five folds of lanes and two of warps follow.
@@ -78,6 +80,33 @@ fn long_rows() {
         check(gpu, Encoding::Bf16, 5, 28_672, 1, 0);
         check(gpu, Encoding::F16, 4, 28_672, 8, 0);
         check(gpu, Encoding::F32, 6, 14_336, 2, 0);
+    });
+}
+
+/// The last rows of a matrix and of a table of more than 4 GiB, on a device that has so much.
+#[test]
+fn beyond_four_gib() {
+    on_every_device(|gpu| {
+        let (rows, cols) = (140_000, 8192);
+        let len = rows * cols * 4;
+        if !on_gpu() || gpu.device.free().unwrap().get() < len as u64 + (1 << 30) {
+            return;
+        }
+        let w = gpu.range(len);
+        gpu.stream.zero(&w).unwrap();
+        gpu.stream
+            .upload(&encode(Encoding::F32, &vec![1.0; cols]), &w.slice(len - cols * 4..len).unwrap())
+            .unwrap();
+        for n in [1, 8] {
+            let x = gpu.f32s(&vec![1.0; n * cols]);
+            for row in linear(gpu, &w, Encoding::F32, cols, &x).chunks(rows) {
+                assert!(row[..rows - 1].iter().all(|&y| y == 0.0) && row[rows - 1] == cols as f32);
+            }
+        }
+        let x = gpu.range(cols * 4);
+        let ids = gpu.u32s(&[rows as u32 - 1]);
+        gpu.kernels.embed(&gpu.stream, &w, Encoding::F32, cols, &ids, &x).unwrap();
+        assert!(gpu.read_f32s(&x).iter().all(|&x| x == 1.0));
     });
 }
 

@@ -8,7 +8,9 @@
 
 mod add;
 mod argmax;
+mod attention;
 mod embed;
+mod gemm;
 mod kv;
 mod linear;
 mod rms_norm;
@@ -20,14 +22,35 @@ use half::{bf16, f16};
 use narrows_bytes::Bytes;
 use narrows_kernels::Kernels;
 use narrows_shard::Encoding;
+use narrows_softgpu::SoftGpu;
 use narrows_staging::Budget;
 use narrows_staging::device::{Carving, Device, DeviceArena, DeviceSlice, Priority, Stream};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Runs a test on every device that there is to run it on.
-pub fn on_every_device(test: impl Fn(&Gpu)) {
-    test(&Gpu::open());
+/// Runs a test under the software driver: as an old and as a new device, the laziest, the most eager, and one in
+/// between. With `NARROWS_TEST_GPU=1` it runs on the GPU of this machine instead.
+///
+/// The test is its closure, so that it can be found again by name in the process that is started for it.
+pub fn on_every_device<F: Fn(&Gpu)>(test: F) {
+    if SoftGpu::inside() || on_gpu() {
+        return test(&Gpu::open());
+    }
+    if !narrows_softgpu::skip_or_fail() {
+        return;
+    }
+    let closure = std::any::type_name::<F>();
+    let (_, path) = closure.split_once("::").unwrap();
+    let name = path.strip_suffix("::{{closure}}").unwrap();
+    for ((major, minor), seed) in [((9, 0), 0), ((7, 5), 1), ((9, 0), 42)] {
+        let gpu = SoftGpu::new().unwrap().arch(major, minor).seed(seed);
+        gpu.rerun(name).unwrap().assert_clean();
+    }
+}
+
+/// Whether the tests run on a real device, which can do what takes too much time or memory elsewhere.
+pub fn on_gpu() -> bool {
+    std::env::var("NARROWS_TEST_GPU").is_ok_and(|value| value == "1")
 }
 
 /// `test` for so many values of `strategy`, the same in every run.

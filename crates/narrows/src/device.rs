@@ -7,7 +7,7 @@ use narrows_kernels::Kernels;
 use narrows_shard::Bytes;
 use narrows_staging::device::DeviceError;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A CUDA device with all kernels loaded. Clones are the same device.
 #[derive(Clone)]
@@ -29,6 +29,30 @@ impl Device {
         let kernels = Kernels::load(&device)?;
         let context = used(&device)?;
         Ok(Self(Arc::new(Shared { device, kernels, context })))
+    }
+
+    /// As [`Device::open`], but not what is a driver's imitation of a device.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_gpu(ordinal: usize) -> Result<Self> {
+        let device = Self::open(ordinal)?;
+        match device.is_software() {
+            true => Err(Error::Request(format!("{} is not chosen unasked", device.name()))),
+            false => Ok(device),
+        }
+    }
+
+    /// Whether it is the software driver, an instrument for tests.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.0.device.is_software()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn ordinal(&self) -> usize {
+        self.0.device.ordinal()
     }
 
     /// Its name, as the driver gives it.

@@ -507,6 +507,13 @@ impl Engine {
         }
     }
 
+    /// What is in use of the device's memory, by all programs, as its driver reports it: the engine takes all of its
+    /// share when it is built, so this is its peak too.
+    #[must_use]
+    pub fn peak_device_bytes(&self) -> Option<Bytes> {
+        self.device.as_ref().and_then(|device| device.used().ok())
+    }
+
     /// The device that computes, if it is not the CPU.
     #[must_use]
     pub const fn device(&self) -> Option<&Device> {

@@ -97,6 +97,12 @@ impl Device {
         &self.0.name
     }
 
+    /// Whether it is the software driver of the tests, which says so in its name.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.name().contains("software")
+    }
+
     /// Its number.
     #[must_use]
     pub fn ordinal(&self) -> usize {
