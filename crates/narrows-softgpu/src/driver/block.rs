@@ -490,10 +490,3 @@ pub(crate) extern "C" fn collective(operation: u32, mask: u32, lane: *mut c_void
     }
     this.make_ready(warp, expected & !bit);
 }
-
-/// A number for the emulated processor's own choices.
-pub(crate) extern "C" fn random() -> u32 {
-    let block = RUNNING.load(Ordering::Relaxed);
-    // SAFETY: as in `barrier`.
-    unsafe { (*block).random.next() as u32 }
-}
