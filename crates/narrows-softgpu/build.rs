@@ -100,6 +100,9 @@ fn find_toolchain(workspace: &Path, manifest: &Path, out: &Path) -> Result<Toolc
     if variable("CARGO_CFG_TARGET_OS") != "linux" {
         return Err("it runs on Linux only".into());
     }
+    if !["x86_64", "aarch64"].contains(&variable("CARGO_CFG_TARGET_ARCH").as_str()) {
+        return Err("it runs on x86-64 and ARM64 only".into());
+    }
     let compiler = PathBuf::from(std::env::var("CXX").unwrap_or_else(|_| "c++".into()));
     let version = Command::new(&compiler).arg("--version").output();
     if !version.is_ok_and(|output| output.status.success()) {

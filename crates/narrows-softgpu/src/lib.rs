@@ -85,7 +85,7 @@
 //! `PATH`). Without them it is built without kernels, and tests that call [`skip_or_fail`] say
 //! `SKIPPED` and why; `NARROWS_REQUIRE_SOFTGPU=1` makes that a failure.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod driver;
 mod harness;
 
