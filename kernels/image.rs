@@ -45,7 +45,7 @@ pub(crate) struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub(crate) fn new(device: &'a Device) -> Result<Self> {
         // The software driver calls itself one, and takes name tags; for a GPU kernels must have been built.
-        if !cfg!(kernels_built) && !device.name().contains("software") {
+        if !cfg!(kernels_built) && !device.is_software() {
             return Err(Error::NotBuilt);
         }
         if device.driver_version() / 1000 < TOOLKIT / 1000 {

@@ -30,8 +30,9 @@ const FLAGS: [&str; 12] = [
 ];
 
 /// Instrumentation of kernels; whole vectors must stay whole loads until it has seen them.
-const INSTRUMENT: [&str; 6] = [
+const INSTRUMENT: [&str; 7] = [
     "-g1",
+    "-gdwarf-4",
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-tree-sra",
@@ -98,6 +99,9 @@ fn main() {
 fn find_toolchain(workspace: &Path, manifest: &Path, out: &Path) -> Result<Toolchain, String> {
     if variable("CARGO_CFG_TARGET_OS") != "linux" {
         return Err("it runs on Linux only".into());
+    }
+    if !["x86_64", "aarch64"].contains(&variable("CARGO_CFG_TARGET_ARCH").as_str()) {
+        return Err("it runs on x86-64 and ARM64 only".into());
     }
     let compiler = PathBuf::from(std::env::var("CXX").unwrap_or_else(|_| "c++".into()));
     let version = Command::new(&compiler).arg("--version").output();

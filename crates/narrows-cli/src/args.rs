@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Write a checkpoint of a well-known shape with random weights, to measure with.
     Synth(Synth),
+    /// Show what this machine has to compute with, and what holds it back.
+    Doctor,
 }
 
 /// Model, memory and device: the same for every command that computes.
@@ -71,22 +73,26 @@ pub(crate) struct Compute {
     /// Positions of a sequence at most; `auto`: what the request needs, up to what the model was made for.
     #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = context)]
     pub(crate) ctx: narrows::Context,
-    /// How keys and values are cached.
-    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32", value_parser = encoding)]
-    pub(crate) kv_dtype: narrows::Encoding,
+    /// How keys and values are cached [default: f32 on the CPU, bf16 on a device].
+    #[arg(long, value_name = "f32|bf16|f16", value_parser = encoding)]
+    pub(crate) kv_dtype: Option<narrows::Encoding>,
     /// Rows of prefill that one step computes at most [default: what 256 MiB of activations hold, up to 512].
     #[arg(long, value_name = "N")]
     pub(crate) chunk: Option<NonZeroUsize>,
     /// Threads that compute [default: all of the machine's].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// What computes.
+    /// What computes: `auto` takes the first GPU, and the CPU where there is none.
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = device)]
     pub(crate) device: Device,
     /// Memory for weights, staging, KV cache and activations together, a hard cap: a size (`M` and `G` are MiB
     /// and GiB), a share of what is available, or `auto` for 80 % of it.
     #[arg(long, value_name = "SIZE|PERCENT|auto", default_value = "auto", value_parser = ram)]
     pub(crate) ram: Ram,
+    /// Memory of the device for weights, staging, KV cache, activations and the driver's context together, a hard
+    /// cap: a size, a share of the device's memory, or `auto` for 90 % of what is free of it.
+    #[arg(long, value_name = "SIZE|PERCENT|auto", value_parser = ram)]
+    pub(crate) vram: Option<Ram>,
     /// How weights are read.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) io: Io,
@@ -105,7 +111,7 @@ pub(crate) struct Compute {
 pub(crate) enum Device {
     Auto,
     Cpu,
-    Cuda(u32),
+    Cuda(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

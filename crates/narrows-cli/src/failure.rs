@@ -47,10 +47,12 @@ impl Failure {
                 S::Io { .. } | S::NoSpace { .. } | S::Checksum { .. } => 9,
                 _ => 1,
             },
+            Self::Model(error) if error.is_device_memory() => 5,
+            Self::Model(error) if error.is_device() => 6,
             Self::Model(error) => match error {
                 E::Missing { .. } => 3,
                 E::Invalid { .. } | E::Unsupported { .. } => 4,
-                E::OutOfMemory { .. } | E::DoesNotFit { .. } => 5,
+                E::OutOfMemory { .. } | E::DoesNotFit { .. } | E::VramBeyondDevice { .. } => 5,
                 E::Stream(_) | E::Staging(_) => 9,
                 E::PromptTooLong { .. } => 7,
                 E::Read { .. } => 9,
@@ -77,10 +79,18 @@ impl Failure {
             Self::Model(narrows::Error::Missing { path, .. }) if path.ends_with("tokenizer.json") => {
                 Some("give token ids with --ids, or add the tokenizer's files to the model".to_owned())
             }
-            Self::Model(narrows::Error::DoesNotFit { minimum, .. }) => Some(format!(
-                "--ram {}M is the smallest that works; a smaller --ctx or --chunk, or --kv-dtype bf16, need less",
+            Self::Model(narrows::Error::DoesNotFit { memory, minimum, .. }) => Some(format!(
+                "--{} {}M is the smallest that works; a smaller --ctx or --chunk, or --kv-dtype bf16, need less",
+                memory.to_lowercase(),
                 minimum.get().div_ceil(1 << 20)
             )),
+            Self::Model(narrows::Error::VramBeyondDevice { .. }) => {
+                Some("--vram auto takes 90 % of what is free".to_owned())
+            }
+            Self::Model(error) if error.is_device_memory() => {
+                Some("somebody else uses the device's memory: a smaller --vram leaves it to them".to_owned())
+            }
+            Self::Model(error) if error.is_device() => Some("--device cpu computes on the CPU".to_owned()),
             Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
             Self::Model(narrows::Error::OutOfMemory { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())

@@ -236,7 +236,8 @@ HIDDEN void trap(const char* what, const char* file, uint32_t line) {
 HIDDEN uint32_t lane() { return machine->thread & 31; }
 
 // --- cp.async -------------------------------------------------------------------------------
-// A thread's copies land when it waits for their group, or earlier if the seed says so.
+// A thread's copies land when it waits for their group. Until then their target counts as in flight, so
+// that whoever touches it is caught, wherever the bytes are.
 
 namespace {
 

@@ -64,7 +64,6 @@ struct Machine {
     uint32_t (*barrier)(const char* file, uint32_t line, uint32_t reduce, uint32_t predicate);
     void (*collective)(uint32_t operation, uint32_t mask, void* lane, Perform perform);
     void (*trap)(const char* what, const char* file, uint32_t line);
-    uint32_t (*random)();
 };
 
 // One kernel of a library of kernels.

@@ -7,11 +7,11 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use thiserror::Error;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use crate::driver::{LACKING, PREFIX};
-#[cfg(not(target_os = "linux"))]
-const LACKING: Option<&str> = Some("it runs on Linux only");
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+const LACKING: Option<&str> = Some("it runs on Linux on x86-64 and ARM64 only");
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 const PREFIX: &str = "NARROWS_SOFTGPU_";
 
 /// Set in a process that [`SoftGpu::rerun`] started.

@@ -60,7 +60,8 @@
 //!   not seen.
 //! - A host that overwrites a buffer with the same bytes, or a host thread that races with another: all
 //!   of the host counts as one thread, and only its driver calls are seen.
-//! - Races between blocks through global memory, and missing `__threadfence`.
+//! - Races within one kernel through global memory, and missing `__threadfence`; only the order of
+//!   blocks and threads, which the seed chooses, may show them.
 //! - Races on parts of one word of shared memory, once several threads wrote other parts of it.
 //! - Inline PTX, cubins, and whatever nvcc makes of a source that the host's compiler makes otherwise;
 //!   approximate functions (`__expf`, `rsqrtf`) are exact here, and sums of matrix units round otherwise.
@@ -84,7 +85,7 @@
 //! `PATH`). Without them it is built without kernels, and tests that call [`skip_or_fail`] say
 //! `SKIPPED` and why; `NARROWS_REQUIRE_SOFTGPU=1` makes that a failure.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod driver;
 mod harness;
 

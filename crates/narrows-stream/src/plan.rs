@@ -57,6 +57,8 @@ pub enum Slots {
     /// About 64 MiB of them, 4 to 16; fewer, but at least two, in a budget that holds no more.
     #[default]
     Auto,
+    /// As many as [`Slots::Auto`] makes, but no more than that.
+    AtMost(usize),
     /// As many as that, or as there are tiles. One is enough to be correct, two to overlap.
     Exactly(usize),
 }
@@ -284,10 +286,11 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
 fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
     match slots {
         Slots::Exactly(count) => ((count as u64).min(tiles), (count as u64).min(tiles)),
-        Slots::Auto => {
+        Slots::Auto | Slots::AtMost(_) => {
+            let most = if let Slots::AtMost(most) = slots { most as u64 } else { u64::MAX };
             let count = DEFAULT_SLOT_BYTES / slot.get().max(1);
-            let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end());
-            (FEWEST_SLOTS.min(tiles), count.min(tiles))
+            let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end()).min(most);
+            (FEWEST_SLOTS.min(tiles), count.max(FEWEST_SLOTS).min(tiles))
         }
     }
 }

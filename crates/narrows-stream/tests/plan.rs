@@ -18,7 +18,11 @@ fn tile() -> impl Strategy<Value = Tile> {
 }
 
 fn slots() -> impl Strategy<Value = Slots> {
-    prop_oneof![Just(Slots::Auto), (1_usize..9).prop_map(Slots::Exactly)]
+    prop_oneof![
+        Just(Slots::Auto),
+        (1_usize..9).prop_map(Slots::AtMost),
+        (1_usize..9).prop_map(Slots::Exactly)
+    ]
 }
 
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use crate::sequence::Cache;
 /// A decoder on the CPU or on a CUDA device.
 pub(crate) enum Compute {
     /// The processor.
-    Cpu(Decoder<CpuBackend>),
+    Cpu(Box<Decoder<CpuBackend>>),
     /// A device.
     Cuda(Box<Decoder<CudaBackend>>),
 }

@@ -190,15 +190,15 @@ impl EngineBuilder {
     fn device_settings(&self, device: &Device) -> Result<DeviceSettings> {
         let context = device.reserved_bytes();
         let budget = match self.vram {
-            Some(budget) if budget > device.total() => {
+            Some(budget) if budget > device.available() => {
                 return Err(Error::VramBeyondDevice {
                     budget,
                     device: device.name().to_owned(),
-                    total: device.total(),
+                    available: device.available(),
                 });
             }
             Some(budget) => budget,
-            None => device.total(),
+            None => device.available(),
         };
         Ok(DeviceSettings { budget, context })
     }
@@ -259,7 +259,7 @@ impl EngineBuilder {
                 let a = model.architecture().clone();
                 let mut backend = CpuBackend::new(cpu, a.clone(), self.kv());
                 let weights = Weights::new(&model, Arc::clone(&plan.tiling), stream, &mut backend)?;
-                Compute::Cpu(Decoder::new(a, weights, backend))
+                Compute::Cpu(Box::new(Decoder::new(a, weights, backend)))
             }
         };
         Ok(Engine {
@@ -282,7 +282,6 @@ impl EngineBuilder {
     }
 
     /// The decoder on a device, and what the context takes of the device's budget.
-    #[expect(clippy::too_many_arguments, reason = "all that `build` has made by then")]
     fn on_device(
         &self,
         model: &Model,
@@ -505,6 +504,13 @@ impl Engine {
             Some(_) => self.sequence(self.plan.workload.positions.max(self.capacity(prompt, new)), 0),
             None => self.sequence(prompt, new),
         }
+    }
+
+    /// What is in use of the device's memory, as its driver reports it: the engine takes all of its share when it is
+    /// built, so this is its peak too.
+    #[must_use]
+    pub fn peak_device_bytes(&self) -> Option<Bytes> {
+        self.device.as_ref().and_then(|device| device.used().ok())
     }
 
     /// The device that computes, if it is not the CPU.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use narrows_staging::device::DeviceError;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,14 +45,14 @@ pub enum Error {
         budget: narrows_shard::Bytes,
     },
     /// The budget is more than the device has.
-    #[error("{budget} of VRAM were asked for, and {device} has {total}")]
+    #[error("{budget} of VRAM were asked for, and {device} has {available}")]
     VramBeyondDevice {
         /// The budget.
         budget: narrows_shard::Bytes,
         /// The device's name.
         device: String,
-        /// What it has.
-        total: narrows_shard::Bytes,
+        /// What it has that others do not hold.
+        available: narrows_shard::Bytes,
     },
     /// A file that a model cannot do without is not there.
     #[error("{path}: {what}")]
@@ -114,6 +116,44 @@ fn mib(bytes: narrows_shard::Bytes) -> String {
 }
 
 impl Error {
+    /// Whether a device, its driver or its kernels are to blame.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device_error().is_some() || matches!(self.cause(), Self::Kernels(_))
+    }
+
+    /// Whether a device has less memory than it had when the plan was made.
+    #[must_use]
+    pub fn is_device_memory(&self) -> bool {
+        matches!(self.device_error(), Some(DeviceError::OutOfMemory { .. }))
+    }
+
+    /// The error behind the name of a tile.
+    fn cause(&self) -> &Self {
+        match self {
+            Self::Tile { source, .. } => source.cause(),
+            error => error,
+        }
+    }
+
+    fn device_error(&self) -> Option<&DeviceError> {
+        fn of(error: &narrows_staging::Error) -> Option<&DeviceError> {
+            match error {
+                narrows_staging::Error::Device(error) => Some(error),
+                _ => None,
+            }
+        }
+        match self.cause() {
+            Self::Device(error) | Self::Kernels(narrows_kernels::Error::Device(error)) => Some(error),
+            Self::Staging(error) | Self::Stream(narrows_stream::Error::Staging(error)) => of(error),
+            Self::Stream(narrows_stream::Error::Read { source, .. }) => {
+                let error = source.downcast_ref::<DeviceError>();
+                error.or_else(|| source.downcast_ref::<narrows_staging::Error>().and_then(of))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn invalid(path: &Path, what: impl Into<String>) -> Self {
         Self::Invalid { path: path.to_owned(), what: what.into() }
     }

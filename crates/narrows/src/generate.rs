@@ -413,6 +413,12 @@ pub struct Session<'e> {
 }
 
 impl Session<'_> {
+    /// The engine.
+    #[must_use]
+    pub const fn engine(&self) -> &Engine {
+        self.engine
+    }
+
     /// Generates one request.
     ///
     /// # Errors

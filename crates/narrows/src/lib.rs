@@ -47,7 +47,7 @@ mod tiling;
 mod weights;
 
 pub use architecture::{Architecture, LayerWeight, Rope, RopeScaling, Weight, WeightSpec};
-pub use device::Device;
+pub use device::{Device, Link};
 pub use engine::{Context, Engine, EngineBuilder, ScoreInput};
 pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};
@@ -55,7 +55,7 @@ pub use model::Model;
 pub use narrows_shard::{Bytes, Encoding};
 pub use narrows_staging::IoMode;
 pub use narrows_staging::device::Carving;
-pub use narrows_stream::{StageStats, Stats as StreamStats};
+pub use narrows_stream::{Need, Plan as TierPlan, StageStats, Stats as StreamStats};
 pub use perplexity::Perplexity;
 pub use plan::{Bound, DevicePlan, Plan, Speeds, Workload};
 pub use sampling::{GenerationDefaults, Sampling};

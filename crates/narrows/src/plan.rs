@@ -158,6 +158,9 @@ const TILE: Bytes = Bytes::mib(8);
 /// host's memory.
 const DEVICE_TILE: Bytes = Bytes::mib(64);
 
+/// A link is at its speed with two copies queued, while a third tile is computed on and a fourth given back.
+const DEVICE_SLOTS: usize = 4;
+
 impl Plan {
     /// Plans from headers alone: nothing is read, nothing allocated.
     pub(crate) fn new(model: &Model, settings: &Settings) -> Result<Self> {
@@ -263,7 +266,7 @@ fn device_plan(
         budget: device.budget,
         grain: DEVICE_ALIGNMENT,
         needs: &needs,
-        slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
+        slots: settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly),
         demand_slots: 0,
         extra_per_pass: Bytes(0),
         disk: settings.speeds.link,

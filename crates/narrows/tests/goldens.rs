@@ -198,7 +198,7 @@ fn logits_alone(engine: &mut Engine, ids: &[u32]) -> Vec<f32> {
 fn kv_encodings() {
     let golden = golden("llama");
     for (encoding, tolerance) in [(Encoding::F16, 2e-3), (Encoding::Bf16, 2e-2)] {
-        let mut engine = engine(&data("llama"), Engine::builder().kv_encoding(encoding));
+        let mut engine = engine(&data("llama"), Engine::builder().kv_encoding(Some(encoding)));
         for (ours, theirs) in logits(&mut engine, &golden.ids).iter().zip(&golden.logits) {
             let error = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(error > 0.0 && error < tolerance, "{encoding}: off by {error:e}");

@@ -87,7 +87,10 @@ fn converse(
         match reply {
             Ok((completion, stats)) => {
                 write("\n")?;
-                say(output, &closing_line(&stats, std::slice::from_ref(&completion), &[request]));
+                say(
+                    output,
+                    &closing_line(session.engine(), &stats, std::slice::from_ref(&completion), &[request]),
+                );
                 messages.push(Message::new("assistant", completion.text.unwrap_or_default()));
             }
             // The conversation outgrew the context: say so and let the user start anew.

@@ -1,6 +1,7 @@
 //! One module per command, and what those that compute share.
 
 pub(crate) mod chat;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
@@ -28,11 +29,40 @@ const SCHEMA_VERSION: u32 = 1;
 /// Share of the available memory that `--ram auto` takes.
 const AUTO_SHARE: f64 = 0.8;
 
-/// Settings of the engine as the flags say.
+/// Share of the free memory of a device that `--vram auto` takes.
+const AUTO_VRAM_SHARE: f64 = 0.9;
+
+/// Opens what is to compute, and gives the engine its memory.
+fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<EngineBuilder> {
+    let device = match args.device {
+        Device::Cpu => None,
+        Device::Cuda(n) => Some(narrows::Device::open(n)?),
+        Device::Auto => match narrows::Device::open_gpu(0) {
+            Ok(device) => Some(device),
+            Err(error) => {
+                say(output, &format!("device: cpu ({error})"));
+                None
+            }
+        },
+    };
+    let Some(device) = device else {
+        return match args.vram {
+            Some(_) => Err(Failure::Device("--vram: no device computes".to_owned())),
+            None => Ok(builder),
+        };
+    };
+    say(output, &format!("device: cuda:{} {}", device.ordinal(), device.name()));
+    let (total, reserved) = (device.available().get() as f64, device.reserved_bytes().get() as f64);
+    let vram = match args.vram.unwrap_or(Ram::Auto) {
+        Ram::Size(size) => size,
+        Ram::Percent(percent) => Bytes((total * percent / 100.0) as u64),
+        Ram::Auto => Bytes((reserved + AUTO_VRAM_SHARE * (total - reserved)) as u64),
+    };
+    Ok(builder.device(Some(device)).vram(Some(vram)))
+}
+
+/// Settings of the engine as the flags say, but for the device.
 fn builder(args: &Compute) -> Result<EngineBuilder> {
-    if let Device::Cuda(n) = args.device {
-        return Err(Failure::Device(format!("--device cuda:{n}: this program was built without CUDA")));
-    }
     let available = memory::available();
     let share = |share: f64| available.map(|bytes| Bytes((bytes.get() as f64 * share) as u64));
     let ram = match args.ram {
@@ -67,7 +97,7 @@ fn start(
     workload: Workload,
     text: Option<Arc<Text>>,
 ) -> Result<Engine> {
-    let builder = builder(args)?.workload(workload).text(text);
+    let builder = on_device(output, args, builder(args)?)?.workload(workload).text(text);
     if let Context::Positions(n) = args.ctx
         && model.architecture().max_positions.is_some_and(|max| n > max)
     {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use narrows::{Bytes, Context, Model, Plan, Workload};
+use narrows::{Bound, Bytes, Context, Model, Plan, TierPlan, Workload};
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder};
+use super::{SCHEMA_VERSION, builder, on_device};
 use crate::args::{Output, Plan as Args};
 use crate::failure::{Failure, Result};
 use crate::output::{write, write_json};
@@ -30,9 +30,23 @@ struct Report<'a> {
     needs: Vec<NeedReport<'a>>,
     disk: SpeedReport,
     compute: SpeedReport,
+    device: Option<DeviceReport<'a>>,
     seconds_per_token: f64,
     bound: String,
     changes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct DeviceReport<'a> {
+    budget_bytes: u64,
+    planned_bytes: u64,
+    minimum_bytes: u64,
+    all_resident_at_bytes: u64,
+    resident_bytes: u64,
+    h2d_bytes_per_pass: u64,
+    slots: usize,
+    needs: Vec<NeedReport<'a>>,
+    h2d: SpeedReport,
 }
 
 #[derive(Serialize)]
@@ -58,7 +72,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
     let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
-    let builder = builder(&args.compute)?.workload(workload);
+    let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
     let assumed = builder.plan(&model)?;
     let speeds = builder.measure(&model, &assumed)?;
     let builder = builder.speeds(speeds);
@@ -76,12 +90,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         tile_bytes: plan.tile.get(),
         slots: plan.stream.slots,
         positions,
-        needs: plan
-            .stream
-            .needs
-            .iter()
-            .map(|need| NeedReport { what: &need.what, bytes: need.bytes.get() })
-            .collect(),
+        needs: needs(&plan.stream),
         disk: SpeedReport {
             bytes_per_second: speeds.disk.bytes_per_second,
             measured: speeds.disk.measured,
@@ -90,10 +99,25 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         compute: SpeedReport {
             bytes_per_second: speeds.compute.bytes_per_second,
             measured: speeds.compute.measured,
-            seconds_per_pass: plan.stream.compute_seconds,
+            seconds_per_pass: plan.compute_seconds(),
         },
+        device: plan.device.as_ref().map(|device| DeviceReport {
+            budget_bytes: device.budget.get(),
+            planned_bytes: device.stream.total().get(),
+            minimum_bytes: device.stream.minimum.get(),
+            all_resident_at_bytes: device.stream.all_resident_at.get(),
+            resident_bytes: device.stream.resident.get(),
+            h2d_bytes_per_pass: device.stream.disk_bytes_per_pass.get(),
+            slots: device.stream.slots,
+            needs: needs(&device.stream),
+            h2d: SpeedReport {
+                bytes_per_second: speeds.link.bytes_per_second,
+                measured: speeds.link.measured,
+                seconds_per_pass: plan.link_seconds(),
+            },
+        }),
         seconds_per_token: plan.seconds_per_token(),
-        bound: plan.stream.bound.to_string(),
+        bound: plan.bound().to_string(),
         changes: changes(&plan),
     };
     if output.json {
@@ -102,38 +126,73 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     write(&table(&model, &plan, &report))
 }
 
+fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
+    plan.needs.iter().map(|need| NeedReport { what: &need.what, bytes: need.bytes.get() }).collect()
+}
+
 /// What to expect, in one line.
 pub(super) fn line(model: &Model, plan: &Plan) -> String {
     let s = &plan.stream;
-    let weights = format!("{} in {} layers", model.pass_bytes(), model.architecture().layers);
-    let ram = format!("RAM {} of {}", s.total(), plan.budget);
-    let speed = format!("~{} (bound by {})", per_token(plan.seconds_per_token()), s.bound);
-    if s.all_resident() {
-        return format!("plan: {weights}, all of it resident; {ram}; {speed}");
+    let mut line = format!("plan: {} in {} layers", model.pass_bytes(), model.architecture().layers);
+    if let Some(device) = &plan.device {
+        let d = &device.stream;
+        let share = share(d.resident, d.walked);
+        line += &format!(", {share} on the device; VRAM {} of {}", d.total(), device.budget);
+        if !d.all_resident() {
+            line += &format!("; {}", flow(d, "to it"));
+        }
     }
-    let share = 100.0 * s.resident.get() as f64 / s.walked.get().max(1) as f64;
-    format!(
-        "plan: {weights}, {share:.0} % resident; {ram}; {} a pass from disk at {:.2} GB/s; {speed}",
-        s.disk_bytes_per_pass,
-        s.disk_bytes_per_pass.get() as f64 / s.disk_seconds.max(1e-9) / 1e9,
-    )
+    let what = if plan.device.is_some() { " in RAM" } else { " resident" };
+    match &plan.device {
+        Some(device) if device.stream.all_resident() => {}
+        _ => line += &format!(", {}{what}", share(s.resident, s.walked)),
+    }
+    line += &format!("; RAM {} of {}", s.total(), plan.budget);
+    if !s.all_resident() {
+        line += &format!("; {}", flow(s, "from disk"));
+    }
+    line + &format!("; ~{} (bound by {})", per_token(plan.seconds_per_token()), plan.bound())
+}
+
+fn share(part: Bytes, whole: Bytes) -> String {
+    if part == whole {
+        return "all of it".to_owned();
+    }
+    format!("{:.0} %", 100.0 * part.get() as f64 / whole.get().max(1) as f64)
+}
+
+/// What comes in each pass, and how fast.
+fn flow(s: &TierPlan, whence: &str) -> String {
+    let speed = s.disk_bytes_per_pass.get() as f64 / s.disk_seconds.max(1e-9) / 1e9;
+    format!("{} a pass {whence} at {speed:.2} GB/s", s.disk_bytes_per_pass)
 }
 
 fn per_token(seconds: f64) -> String {
-    if seconds < 0.1 { format!("{:.1} ms/token", seconds * 1e3) } else { format!("{seconds:.2} s/token") }
+    match seconds {
+        ..0.001 => format!("{:.0} us/token", seconds * 1e6),
+        ..0.1 => format!("{:.1} ms/token", seconds * 1e3),
+        _ => format!("{seconds:.2} s/token"),
+    }
 }
 
 /// What would make it faster.
 fn changes(plan: &Plan) -> Vec<String> {
     let s = &plan.stream;
     let mut changes = Vec::new();
+    if let Some(device) = plan.device.as_ref().filter(|device| !device.stream.all_resident()) {
+        changes.push(format!(
+            "--vram {}M would keep all weights on the device: ~{}",
+            device.stream.all_resident_at.get().div_ceil(1 << 20),
+            per_token(plan.compute_seconds())
+        ));
+    }
     if !s.all_resident() {
         changes.push(format!(
             "--ram {}M would keep all weights in memory: ~{}",
             s.all_resident_at.get().div_ceil(1 << 20),
-            per_token(s.compute_seconds)
+            per_token(plan.compute_seconds().max(plan.link_seconds()))
         ));
-        if s.disk_seconds > s.compute_seconds {
+        if plan.bound() == Bound::Disk {
             let gain = (1_u64 << 30) as f64 / s.disk_bytes_per_pass.get().max(1) as f64 * s.disk_seconds;
             changes.push(format!("each GiB more of RAM would save ~{gain:.2} s a token, until all is there"));
             changes.push("several sequences at a time would share each pass over the weights".to_owned());
@@ -153,6 +212,13 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>) -> String {
     };
     let _ = writeln!(t, "disk: {}\ncompute: {}", speed(&report.disk), speed(&report.compute));
     let _ = writeln!(t, "smallest budget: {}", plan.stream.minimum);
+    if let Some(device) = &report.device {
+        t += "on the device:\n";
+        for need in &device.needs {
+            let _ = writeln!(t, "  {:<24} {:>10}", need.what, Bytes(need.bytes).to_string());
+        }
+        let _ = writeln!(t, "h2d: {}\nsmallest budget: {}", speed(&device.h2d), Bytes(device.minimum_bytes));
+    }
     for change in &report.changes {
         let _ = writeln!(t, "{change}");
     }

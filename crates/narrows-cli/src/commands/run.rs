@@ -61,8 +61,11 @@ struct StatsReport {
     bytes_read: u64,
     peak_rss_bytes: Option<u64>,
     peak_host_bytes: u64,
+    peak_device_bytes: Option<u64>,
+    pinning_seconds: Option<f64>,
     threads: usize,
     disk: LinkReport,
+    h2d: Option<LinkReport>,
     compute: LinkReport,
 }
 
@@ -201,7 +204,7 @@ fn generate(output: &Output, args: &Run, engine: &mut Engine, requests: &[Reques
             write(&(ids.join(" ") + "\n"))?;
         }
     }
-    say(output, &closing_line(&stats, &completions, requests));
+    say(output, &closing_line(engine, &stats, &completions, requests));
     write_trace(engine, args.compute.trace.as_deref())?;
     interrupt.check()
 }
@@ -233,6 +236,7 @@ fn watch(engine: &mut Engine, status: &StatusLine, requests: &[Request]) -> Arc<
 
 fn report(engine: &Engine, requests: &[Request], completions: &[Completion], stats: &Stats) -> Report {
     let streamed = engine.stream_stats();
+    let pinned = engine.monitor().pinned();
     let s = requests.first().map_or(Sampling::GREEDY, |request| request.sampling.clone());
     Report {
         schema_version: SCHEMA_VERSION,
@@ -260,12 +264,15 @@ fn report(engine: &Engine, requests: &[Request], completions: &[Completion], sta
             wall_seconds: stats.wall.as_secs_f64(),
             seconds_per_token: seconds_per_token(stats),
             predicted_seconds_per_token: engine.plan().seconds_per_token(),
-            bound: engine.plan().stream.bound.to_string(),
+            bound: engine.plan().bound().to_string(),
             bytes_read: engine.bytes_read().get(),
             peak_rss_bytes: memory::peak_resident().map(narrows::Bytes::get),
             peak_host_bytes: engine.peak_host_bytes().get(),
             threads: engine.threads(),
+            peak_device_bytes: engine.peak_device_bytes().map(narrows::Bytes::get),
+            pinning_seconds: pinned.and_then(std::result::Result::ok).map(|time| time.as_secs_f64()),
             disk: LinkReport::of(&streamed.disk),
+            h2d: streamed.link.as_ref().map(LinkReport::of),
             compute: LinkReport::of(&streamed.compute),
         },
     }
@@ -276,7 +283,12 @@ fn seconds_per_token(stats: &Stats) -> Option<f64> {
 }
 
 /// What a generation took, in one line.
-pub(super) fn closing_line(stats: &Stats, completions: &[Completion], requests: &[Request]) -> String {
+pub(super) fn closing_line(
+    engine: &Engine,
+    stats: &Stats,
+    completions: &[Completion],
+    requests: &[Request],
+) -> String {
     let mut line = format!("{} tokens", stats.new_tokens);
     if let Some(seconds) = seconds_per_token(stats) {
         line += &format!(", {seconds:.3} s/token ({:.1} tok/s)", 1.0 / seconds);
@@ -285,6 +297,17 @@ pub(super) fn closing_line(stats: &Stats, completions: &[Completion], requests: 
     line += &format!(", {} read", stats.bytes_read);
     if let Some(peak) = memory::peak_resident() {
         line += &format!(", peak memory {peak}");
+    }
+    if let Some(peak) = engine.peak_device_bytes() {
+        line += &format!(", peak device memory {peak}");
+    }
+    if let Some(link) = engine.stream_stats().link.filter(|link| link.bytes.get() > 0) {
+        line += &format!(", {} over h2d at {:.2} GB/s", link.bytes, link.bytes_per_second() / 1e9);
+    }
+    match engine.monitor().pinned() {
+        Some(Ok(time)) => line += &format!(", pinned in {:.2} s", time.as_secs_f64()),
+        Some(Err(why)) => line += &format!("; {why}"),
+        None => {}
     }
     if let ([completion], [request]) = (completions, requests) {
         if request.sampling.temperature > 0.0 {

@@ -4,15 +4,11 @@
 //! waiting follow each other on the same fiber.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use corosensei::stack::{Stack, StackPointer};
-use corosensei::{Coroutine, Yielder};
-
-use super::fault;
 use super::machine::{LDMATRIX, MMA, Machine, Perform, SYNCWARP};
 use super::random::Random;
+use super::{fault, fiber};
 
 /// Most threads in a block.
 pub(crate) const MAX_THREADS: usize = 1024;
@@ -50,22 +46,6 @@ impl Stacks {
     }
 }
 
-struct FiberStack {
-    limit: usize,
-    base: usize,
-}
-
-// SAFETY: the lowest page of the range is not accessible, and the rest is far above the minimum.
-unsafe impl Stack for FiberStack {
-    fn base(&self) -> StackPointer {
-        NonZeroUsize::new(self.base).unwrap_or(NonZeroUsize::MIN)
-    }
-
-    fn limit(&self) -> StackPointer {
-        NonZeroUsize::new(self.limit).unwrap_or(NonZeroUsize::MIN)
-    }
-}
-
 struct Group {
     operation: u32,
     mask: u32,
@@ -88,14 +68,14 @@ pub(crate) struct Shape {
     pub(crate) block: [u32; 3],
 }
 
-type Fiber = Coroutine<(), (), (), FiberStack>;
-
 /// The executor of blocks. It is made once and kept: its fibers are pooled.
 pub(crate) struct Block {
     machine: *mut Machine,
     stacks: Stacks,
-    fibers: Vec<Fiber>,
-    yielders: Vec<*const Yielder<(), ()>>,
+    /// Where each fiber's stack stands while it does not run.
+    fibers: Vec<usize>,
+    /// The same of the OS thread's own stack, on which no thread of the block runs.
+    outside: usize,
     idle: Vec<u16>,
     fiber_of: Vec<u16>,
     indices: Vec<[u32; 3]>,
@@ -128,8 +108,9 @@ impl Block {
         Some(Box::new(Self {
             machine,
             stacks,
-            fibers: Vec::new(),
-            yielders: Vec::new(),
+            // Never grows beyond this, so that its elements stay where they are.
+            fibers: Vec::with_capacity(MAX_THREADS),
+            outside: 0,
             idle: Vec::new(),
             fiber_of: vec![0; MAX_THREADS],
             indices: Vec::new(),
@@ -194,22 +175,12 @@ impl Block {
     /// # Safety
     /// As `run_grid`, within it.
     unsafe fn run_block(this: *mut Self) {
-        // SAFETY: no fiber runs before the first `resume` below.
-        unsafe { (*this).begin_block() };
-        // SAFETY: between calls of `resume` no fiber runs, so each reference made here is alone for
-        // as long as it lives. While a fiber runs only its own element of `fibers` is borrowed, which
-        // fibers never touch; the vector grows in `idle_fiber` alone, which no fiber calls.
+        // SAFETY: no fiber runs before the switch; when it comes back every thread has returned, and all
+        // fibers wait for the next block.
         unsafe {
-            while (*this).live > 0 {
-                let Some(thread) = (*this).pick() else { (*this).report_divergence() };
-                (*this).enter(thread);
-                if (&(*this).fiber_of)[thread] == u16::MAX {
-                    let fiber = (*this).idle_fiber();
-                    (&mut (*this).fiber_of)[thread] = fiber;
-                }
-                let fiber = usize::from((&(*this).fiber_of)[thread]);
-                let fibers: *mut Fiber = (*this).fibers.as_mut_ptr();
-                (*fibers.add(fiber)).resume(());
+            (*this).begin_block();
+            if let Some(next) = (*this).next_fiber() {
+                fiber::switch(&raw mut (*this).outside, next);
             }
         }
     }
@@ -296,44 +267,49 @@ impl Block {
         }
         // Stacks at equal offsets of their pages would share few sets of the cache.
         let colour = index * 5 % 61 * 64;
-        let stack = FiberStack { limit, base: limit + STACK_BYTES - colour };
-        let fiber = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
-            let block = RUNNING.load(Ordering::Relaxed);
-            // SAFETY: RUNNING points to the executor for as long as any fiber runs, and fibers and
-            // executor take turns on one OS thread.
-            unsafe { (&mut (*block).yielders)[index] = yielder };
-            loop {
-                let block = RUNNING.load(Ordering::Relaxed);
-                // SAFETY: as above; the kernel is called as `run_grid` was promised.
-                let go_on = unsafe {
-                    ((*block).kernel)((*block).params);
-                    (*block).finish(index as u16)
-                };
-                if !go_on {
-                    yielder.suspend(());
-                }
-            }
-        });
-        self.fibers.push(fiber);
-        self.yielders.push(std::ptr::null());
+        // SAFETY: a stack of its own for every fiber, of which there are at most MAX_THREADS.
+        self.fibers.push(unsafe { fiber::prepare(limit + STACK_BYTES - colour, fiber_main) });
         index as u16
     }
 
-    /// Notes that the running thread returned; true where the fiber shall run another.
-    fn finish(&mut self, fiber: u16) -> bool {
-        self.live -= 1;
-        let lane = 1 << (self.current & 31);
-        self.warps[self.current >> 5].returned |= lane;
-        if let Some(next) = if self.live > 0 { self.pick() } else { None } {
-            if self.fiber_of[next] == u16::MAX {
-                self.fiber_of[next] = fiber;
-                self.enter(next);
-                return true;
-            }
-            self.make_ready(next >> 5, 1 << (next & 31));
+    /// Chooses the next thread and enters it; the stack on which it goes on, or begins.
+    #[inline]
+    fn next_fiber(&mut self) -> Option<usize> {
+        let thread = self.pick()?;
+        self.enter(thread);
+        if self.fiber_of[thread] == u16::MAX {
+            self.fiber_of[thread] = self.idle_fiber();
         }
-        self.idle.push(fiber);
-        false
+        Some(self.fibers[usize::from(self.fiber_of[thread])])
+    }
+
+    /// Notes that the running thread returned. Comes back when the fiber shall run another thread.
+    ///
+    /// # Safety
+    /// Called by a fiber of the executor `this`, between two threads.
+    unsafe fn returned(this: *mut Self) {
+        // SAFETY: fibers take turns, and the reference ends before the switch.
+        let (save, to) = unsafe {
+            let block = &mut *this;
+            block.live -= 1;
+            block.warps[block.current >> 5].returned |= 1 << (block.current & 31);
+            let fiber = block.fiber_of[block.current];
+            let to = if block.live == 0 {
+                block.outside
+            } else {
+                let Some(thread) = block.pick() else { block.report_divergence() };
+                block.enter(thread);
+                if block.fiber_of[thread] == u16::MAX {
+                    block.fiber_of[thread] = fiber;
+                    return;
+                }
+                block.fibers[usize::from(block.fiber_of[thread])]
+            };
+            block.idle.push(fiber);
+            (&raw mut block.fibers[usize::from(fiber)], to)
+        };
+        // SAFETY: `to` is a fiber that waits, or the outside, which waits for the block's end.
+        unsafe { fiber::switch(save, to) };
     }
 
     #[inline]
@@ -344,12 +320,21 @@ impl Block {
         }
     }
 
-    /// Hands the OS thread to another fiber until this one is released.
+    /// Lets other threads run until the running one is released.
+    ///
+    /// # Safety
+    /// Called by a fiber of the executor `this`, with no reference into it alive.
     #[inline]
-    fn wait(&self) {
-        let yielder = self.yielders[usize::from(self.fiber_of[self.current])];
-        // SAFETY: the running fiber's own yielder, which lives on its stack.
-        unsafe { (*yielder).suspend(()) };
+    unsafe fn wait(this: *mut Self) {
+        // SAFETY: fibers take turns, and the reference ends before the switch.
+        let (save, to) = unsafe {
+            let block = &mut *this;
+            let fiber = usize::from(block.fiber_of[block.current]);
+            let Some(to) = block.next_fiber() else { block.report_divergence() };
+            (&raw mut block.fibers[fiber], to)
+        };
+        // SAFETY: `to` is the stack of a fiber that waits or has not begun.
+        unsafe { fiber::switch(save, to) };
     }
 
     fn report_divergence(&self) -> ! {
@@ -385,7 +370,20 @@ impl Block {
     }
 }
 
-/// The threads of the warp and the source line, for messages.
+/// What every fiber runs: one thread after another.
+extern "C" fn fiber_main() -> ! {
+    loop {
+        let block = RUNNING.load(Ordering::Relaxed);
+        // SAFETY: RUNNING points to the executor for as long as any fiber runs; the kernel is called as
+        // `run_grid` was promised.
+        unsafe {
+            ((*block).kernel)((*block).params);
+            Block::returned(block);
+        }
+    }
+}
+
+/// The source line, for messages.
 pub(crate) fn place(file: *const c_char, line: u32) -> String {
     if file.is_null() {
         return String::from("an unknown line");
@@ -426,9 +424,11 @@ pub(crate) extern "C" fn barrier(file: *const c_char, line: u32, reduce: u32, pr
     this.at_barrier += 1;
     this.reduced[1] += predicate;
     if this.at_barrier < this.threads {
-        this.wait();
-        // SAFETY: as above.
-        return unsafe { (*block).result };
+        // SAFETY: as above; `this` is not used any more.
+        return unsafe {
+            Block::wait(block);
+            (*block).result
+        };
     }
     this.at_barrier = 0;
     this.result = this.reduced[1];
@@ -469,7 +469,8 @@ pub(crate) extern "C" fn collective(operation: u32, mask: u32, lane: *mut c_void
     };
     state.groups[index].arrived |= bit;
     if state.groups[index].arrived != expected {
-        this.wait();
+        // SAFETY: as in `barrier`.
+        unsafe { Block::wait(block) };
         return;
     }
     state.groups.swap_remove(index);
@@ -488,11 +489,4 @@ pub(crate) extern "C" fn collective(operation: u32, mask: u32, lane: *mut c_void
         unsafe { (*this.machine).warp_interval = state.interval };
     }
     this.make_ready(warp, expected & !bit);
-}
-
-/// A number for the emulated processor's own choices.
-pub(crate) extern "C" fn random() -> u32 {
-    let block = RUNNING.load(Ordering::Relaxed);
-    // SAFETY: as in `barrier`.
-    unsafe { (*block).random.next() as u32 }
 }

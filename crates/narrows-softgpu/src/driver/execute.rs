@@ -114,10 +114,10 @@ impl State {
             self.conflicts(*start, *end, true, actor, clock);
         }
         for (start, end) in &footprint.reads {
-            self.history.record(*start, *end, false, actor);
+            self.history.record(*start, *end, false, actor, &self.host);
         }
         for (start, end) in &footprint.writes {
-            self.history.record(*start, *end, true, actor);
+            self.history.record(*start, *end, true, actor, &self.host);
         }
         let mut over_link = 0;
         for (start, end, write) in host {
@@ -134,7 +134,7 @@ impl State {
     /// Checks an access against all earlier ones and records it.
     fn touch(&mut self, start: usize, end: usize, write: bool, actor: &Arc<Actor>, clock: &Clock) {
         self.conflicts(start, end, write, actor, clock);
-        self.history.record(start, end, write, actor);
+        self.history.record(start, end, write, actor, &self.host);
     }
 
     fn conflicts(&self, start: usize, end: usize, write: bool, actor: &Arc<Actor>, clock: &Clock) {

@@ -87,38 +87,39 @@ impl History {
         None
     }
 
-    /// Records an access.
-    pub(crate) fn record(&mut self, start: usize, end: usize, write: bool, actor: &Arc<Actor>) {
+    /// Records an access. What `host` covers is ordered before all that is still to come, and forgotten.
+    pub(crate) fn record(&mut self, start: usize, end: usize, write: bool, actor: &Arc<Actor>, host: &Clock) {
         if start >= end {
             return;
         }
         self.split(start);
         self.split(end);
+        let keys: Vec<usize> = self.segments.range(start..end).map(|(at, _)| *at).collect();
+        let old: Vec<(usize, Segment)> =
+            keys.into_iter().filter_map(|key| Some((key, self.segments.remove(&key)?))).collect();
         if write {
-            let keys: Vec<usize> = self.segments.range(start..end).map(|(at, _)| *at).collect();
-            for key in keys {
-                self.segments.remove(&key);
-            }
             self.segments.insert(start, Segment { end, writer: Some(actor.clone()), readers: Vec::new() });
             return;
         }
+        let fresh = |end| Segment { end, writer: None, readers: vec![actor.clone()] };
+        let mut new: Vec<(usize, Segment)> = Vec::with_capacity(old.len() + 1);
         let mut at = start;
-        let mut missing = Vec::new();
-        for (key, segment) in self.segments.range_mut(start..end) {
-            if at < *key {
-                missing.push((at, *key));
+        for (from, mut segment) in old {
+            if at < from {
+                append(&mut new, at, fresh(from));
             }
+            let settled = |other: &Arc<Actor>| host.get(other.stream) >= other.index;
+            segment.writer = segment.writer.filter(|writer| !settled(writer));
             // An older read of the same stream is ordered before this one.
-            segment.readers.retain(|reader| reader.stream != actor.stream);
+            segment.readers.retain(|reader| reader.stream != actor.stream && !settled(reader));
             segment.readers.push(actor.clone());
             at = segment.end;
+            append(&mut new, from, segment);
         }
         if at < end {
-            missing.push((at, end));
+            append(&mut new, at, fresh(end));
         }
-        for (start, end) in missing {
-            self.segments.insert(start, Segment { end, writer: None, readers: vec![actor.clone()] });
-        }
+        self.segments.extend(new);
     }
 
     fn split(&mut self, at: usize) {
@@ -142,6 +143,25 @@ impl History {
     }
 }
 
+/// Appends a segment, as part of the last one if the same operations touched both.
+fn append(segments: &mut Vec<(usize, Segment)>, start: usize, segment: Segment) {
+    let same = |a: &Arc<Actor>, b: &Arc<Actor>| Arc::ptr_eq(a, b);
+    if let Some((_, last)) = segments.last_mut()
+        && last.end == start
+        && match (&last.writer, &segment.writer) {
+            (None, None) => true,
+            (Some(a), Some(b)) => same(a, b),
+            _ => false,
+        }
+        && last.readers.len() == segment.readers.len()
+        && last.readers.iter().zip(&segment.readers).all(|(a, b)| same(a, b))
+    {
+        last.end = segment.end;
+        return;
+    }
+    segments.push((start, segment));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,8 +173,9 @@ mod tests {
     #[test]
     fn unordered_accesses_conflict_and_ordered_ones_do_not() {
         let mut history = History::default();
-        history.record(100, 200, true, &actor(1, 5));
-        history.record(150, 160, false, &actor(2, 7));
+        let host = Clock::default();
+        history.record(100, 200, true, &actor(1, 5), &host);
+        history.record(150, 160, false, &actor(2, 7), &host);
         let mut clock = Clock::default();
         assert!(history.conflict(0, 100, true, &clock).is_none());
         assert!(history.conflict(199, 300, false, &clock).is_some_and(|c| c.other.stream == 1));
@@ -164,10 +185,23 @@ mod tests {
         assert_eq!((conflict.start, conflict.end, conflict.other_writes), (150, 160, false));
         clock.set(2, 7);
         assert!(history.conflict(100, 200, true, &clock).is_none());
-        history.record(120, 155, true, &actor(3, 1));
+        history.record(120, 155, true, &actor(3, 1), &host);
         assert!(history.conflict(150, 151, false, &clock).is_some());
         assert!(history.conflict(155, 156, false, &clock).is_none());
         history.forget(0, 1000);
         assert!(history.conflict(0, 1000, true, &Clock::default()).is_none());
+    }
+    #[test]
+    fn what_the_host_has_waited_for_is_forgotten() {
+        let mut history = History::default();
+        let mut host = Clock::default();
+        for i in 0..100 {
+            history.record(i * 16, i * 16 + 16, true, &actor(1, i as u32 + 1), &host);
+        }
+        assert_eq!(history.segments.len(), 100);
+        host.set(1, 100);
+        history.record(0, 2000, false, &actor(2, 1), &host);
+        assert_eq!(history.segments.len(), 1);
+        assert!(history.conflict(0, 2000, true, &host).is_some_and(|c| c.other.stream == 2 && c.end == 2000));
     }
 }

@@ -70,7 +70,6 @@ pub(crate) struct Machine {
     pub(crate) barrier: extern "C" fn(*const c_char, u32, u32, u32) -> u32,
     pub(crate) collective: extern "C" fn(u32, u32, *mut c_void, Perform),
     pub(crate) trap: extern "C" fn(*const c_char, *const c_char, u32),
-    pub(crate) random: extern "C" fn() -> u32,
 }
 
 /// One kernel of a library; an entry without a name ends the table.

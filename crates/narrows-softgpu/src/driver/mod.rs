@@ -10,6 +10,7 @@ mod code;
 mod config;
 mod execute;
 mod fault;
+mod fiber;
 mod history;
 mod images;
 mod machine;

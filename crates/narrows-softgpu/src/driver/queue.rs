@@ -73,6 +73,19 @@ pub(crate) enum Work {
     Fail(Code),
 }
 
+impl Work {
+    /// Whether it is a copy or a memset of no bytes, whose addresses mean nothing.
+    fn moves_nothing(&self) -> bool {
+        match self {
+            Self::ToDevice { bytes, .. }
+            | Self::ToHost { bytes, .. }
+            | Self::OnDevice { bytes, .. }
+            | Self::Set { bytes, .. } => *bytes == 0,
+            _ => false,
+        }
+    }
+}
+
 /// Something in a stream's queue.
 pub(crate) struct Operation {
     pub(crate) work: Work,
@@ -167,6 +180,7 @@ impl State {
     /// Appends an operation to a stream and perhaps runs some.
     pub(crate) fn enqueue(&mut self, stream: usize, work: Work, what: String) -> Captured {
         self.order_with_default_stream(stream);
+        let work = if work.moves_nothing() { Work::Marker } else { work };
         let captured = self.push(stream, work, what);
         while self.random.next() % 256 < self.eagerness {
             if !self.step_any() {

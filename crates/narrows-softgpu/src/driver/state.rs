@@ -120,7 +120,6 @@ impl State {
             barrier: block::barrier,
             collective: block::collective,
             trap: check::trap,
-            random: block::random,
         });
         memory.describe_to(&mut machine);
         let block = Block::new(&mut *machine, config.seed)?;

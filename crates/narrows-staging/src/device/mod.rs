@@ -13,7 +13,7 @@ mod stream;
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, sys};
+use cudarc::driver::{CudaContext, result, sys};
 use narrows_bytes::Bytes;
 
 pub use copier::{Copied, Copier, DeviceRegion, Source};
@@ -58,6 +58,30 @@ impl Device {
         }
     }
 
+    /// Where device `ordinal` is on the PCI bus, as `0000:65:00.0`; makes no context. `None` if the driver does not
+    /// say.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoDriver`], [`DeviceError::NoDevice`], or what the driver says.
+    pub fn pci_bus_id(ordinal: usize) -> Result<Option<String>, DeviceError> {
+        use sys::CUdevice_attribute as Attribute;
+        let count = Self::count()?;
+        if ordinal >= count {
+            return Err(DeviceError::NoDevice { ordinal, count });
+        }
+        let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+        let device = result::device::get(number).doing("looking for the device")?;
+        // SAFETY: `device` is one that the driver has just named.
+        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+        let domain = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID);
+        let bus = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID);
+        let slot = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID);
+        Ok(match (domain, bus, slot) {
+            (Ok(domain), Ok(bus), Ok(slot)) => Some(format!("{domain:04x}:{bus:02x}:{slot:02x}.0")),
+            _ => None,
+        })
+    }
+
     /// Opens device `ordinal`. Takes some hundred milliseconds and some hundred MiB of the device's memory,
     /// which are [`Device::context_bytes`].
     ///
@@ -95,6 +119,12 @@ impl Device {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Whether it is the software driver of the tests, which says so in its name.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.name().contains("software")
     }
 
     /// Its number.

@@ -72,11 +72,6 @@ impl Activation {
             Self::Logits => a.vocab_size,
         }
     }
-
-    /// Whether it goes into a matrix product, and so may be in the encoding of the matrix.
-    pub(crate) const fn is_operand(self) -> bool {
-        matches!(self, Self::Normed | Self::Attended | Self::Activated)
-    }
 }
 
 /// What a step is about, for all layers alike.
@@ -111,8 +106,8 @@ pub(crate) struct Tile<'a> {
 
 /// One kind of hardware that computes steps.
 ///
-/// Calls come in the order of the decoder. An operand ([`Activation::is_operand`]) is made in the encoding of the
-/// matrix that it goes into, where the backend cares.
+/// Calls come in the order of the decoder. What goes into a matrix product (`Normed`, `Attended`, `Activated`) is
+/// made in the encoding of the matrix, where the backend cares.
 pub(crate) trait Backend: Send {
     /// What weights arrive in.
     type Memory: Memory;
