@@ -82,6 +82,24 @@ struct AttentionPrefillParams {
 // SAFETY: `repr(C)` without padding, the twin of the struct in attention_prefill.cu.
 unsafe impl Params for AttentionPrefillParams {}
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AttentionPlainParams {
+    q: u64,
+    rows: u64,
+    out: u64,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    layer: u32,
+    window: u32,
+    out_encoding: u32,
+    scale: f32,
+    reserved: u32,
+}
+// SAFETY: `repr(C)` without padding, the twin of the struct in attention_plain.cu.
+unsafe impl Params for AttentionPlainParams {}
+
 /// Positions of a split of the cache; its twin is in attention_decode.cu.
 const SPLIT: usize = 256;
 const DECODE_THREADS: u32 = 256;
@@ -92,6 +110,10 @@ const PREFILL_ROWS: usize = 16;
 const PREFILL_QUERIES: usize = 64;
 const PREFILL_THREADS: u32 = 128;
 const MAX_HEAD_DIM: usize = 256;
+/// Heads of multiples of so many elements lie in the cache in words of 16 bytes, in every encoding.
+const HEAD_UNIT: usize = 8;
+/// Heads of a block of the plain kernel; its twin is in attention_plain.cu.
+const PLAIN_WARPS: usize = 4;
 /// CUDA's limit for all but the first dimension of a grid.
 const MAX_GRID: usize = 65_535;
 /// What [`Kernels::attention_scratch_bytes`] asks for if one row needs no more: with it, launches of several
@@ -130,6 +152,7 @@ pub(crate) struct Attention {
     decode: [(usize, PerEncoding<Kernel<AttentionDecodeParams>>); 3],
     combine: PerEncoding<Kernel<AttentionCombineParams>>,
     prefill: [Prefill; 3],
+    plain: PerEncoding<Kernel<AttentionPlainParams>>,
     architecture: u32,
 }
 
@@ -149,6 +172,7 @@ impl Attention {
                 Prefill::new(&prefill, 128, 64, "attention_prefill_128_f16", "attention_prefill_128_bf16")?,
                 Prefill::new(&prefill, 256, 32, "attention_prefill_256_f16", "attention_prefill_256_bf16")?,
             ],
+            plain: loader.module("attention_plain", image::ATTENTION_PLAIN)?.per_encoding("attention_plain")?,
             architecture: loader.architecture(),
         })
     }
@@ -230,7 +254,7 @@ impl Kernels {
     /// them written.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a head dimension that is no multiple of 8 or above 256, heads that are no multiple
+    /// [`Error::Shape`] for a head dimension above 256, heads that are no multiple
     /// of `kv_heads`, a window of no positions; [`Error::Scale`]; [`Error::Length`] or [`Error::Ragged`] where
     /// lengths or addresses do not fit; [`Error::Overflow`]; or what the driver says.
     #[expect(clippy::too_many_arguments, reason = "the operands of an attention")]
@@ -249,8 +273,8 @@ impl Kernels {
         let KvLayout { kv_heads, head_dim, .. } = *layout;
         check_nonzero("the number of key-value heads", kv_heads)?;
         check_nonzero("the head dimension", head_dim)?;
-        if head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(8) {
-            let takes = "multiples of 8 up to 256";
+        if head_dim > MAX_HEAD_DIM {
+            let takes = "at most 256";
             return Err(Error::Shape { what: "the head dimension", found: head_dim, takes });
         }
         if shape.heads == 0 || !shape.heads.is_multiple_of(kv_heads) || shape.heads > MAX_GRID {
@@ -271,6 +295,7 @@ impl Kernels {
         check_start("rows", rows, align_of::<KvRow>())?;
         check_start("out", out, 4 * encoding.row_bytes(1).unwrap_or(1))?;
         check_start("the scratch of an attention", scratch, 16)?;
+        let plain = !head_dim.is_multiple_of(HEAD_UNIT);
         let prefill = self.attention.prefill(layout.encoding, head_dim);
         let is_prefill = |segment: &Segment| prefill.is_some() && segment.rows >= PREFILL_ROWS;
         let window = shape.window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX));
@@ -282,7 +307,7 @@ impl Kernels {
             narrow("a position", end)?;
             let splits = splits(end, window);
             let row = scratch_of_row(shape.heads, head_dim, splits).ok_or(Error::Overflow { what: WHAT })?;
-            if !is_prefill(segment) && segment.rows > 0 && (scratch.len() < row || splits > i32::MAX as usize)
+            if !plain && !is_prefill(segment) && segment.rows > 0 && (scratch.len() < row || splits > i32::MAX as usize)
             {
                 let what = "the scratch of an attention";
                 return Err(Error::Length { what, expected: row, found: scratch.len() });
@@ -301,6 +326,9 @@ impl Kernels {
             window,
             scale: shape.scale * std::f32::consts::LOG2_E,
         };
+        if plain {
+            return self.attention_plain(stream, &operands, n);
+        }
         // Segments that follow each other and are not for the matrix units are launched together.
         let (mut first, mut together, mut longest) = (0, 0..0, 0);
         for segment in shape.segments {
@@ -319,6 +347,34 @@ impl Kernels {
             }
         }
         self.attention_decode(stream, &operands, together, longest, scratch)
+    }
+
+    /// Heads of any length, each by itself.
+    fn attention_plain(&self, stream: &Stream, operands: &Operands<'_>, n: usize) -> Result<()> {
+        let Operands { layout: KvLayout { encoding, kv_heads, head_dim }, heads, .. } = *operands;
+        for first in (0..n).step_by(MAX_GRID) {
+            let count = MAX_GRID.min(n - first);
+            let (q, rows, out) = operands.from(first);
+            let params = AttentionPlainParams {
+                q,
+                rows,
+                out,
+                heads: heads as u32,
+                kv_heads: *kv_heads as u32,
+                head_dim: *head_dim as u32,
+                layer: operands.layer,
+                window: operands.window,
+                out_encoding: number(operands.out_encoding),
+                scale: operands.scale,
+                reserved: 0,
+            };
+            let grid = (heads.div_ceil(PLAIN_WARPS) as u32, count as u32, 1);
+            let threads = (PLAIN_WARPS * 32) as u32;
+            // SAFETY: The kernel reads `count` rows of `q` and `rows`, which have so many, and the caches that the
+            // rows name, for which the caller vouches, and writes `count` rows of `out`.
+            unsafe { self.attention.plain.get(*encoding).launch(stream, grid, threads, 0, &params)? };
+        }
+        Ok(())
     }
 
     /// The rows one by one, split over the cache, as many at a time as there is scratch for.
@@ -388,6 +444,15 @@ impl Kernels {
     }
 }
 
+/// The number by which kernels know the encoding of a result.
+const fn number(encoding: Encoding) -> u32 {
+    match encoding {
+        Encoding::F32 => 0,
+        Encoding::F16 => 1,
+        Encoding::Bf16 => 2,
+    }
+}
+
 /// The rows of one segment, in the matrix units.
 fn attention_prefill(
     stream: &Stream,
@@ -410,11 +475,7 @@ fn attention_prefill(
         head_dim: head_dim as u32,
         layer: operands.layer,
         window: operands.window,
-        out_encoding: match operands.out_encoding {
-            Encoding::F32 => 0,
-            Encoding::F16 => 1,
-            Encoding::Bf16 => 2,
-        },
+        out_encoding: number(operands.out_encoding),
         scale: operands.scale,
     };
     let grid = (queries.div_ceil(PREFILL_QUERIES as u32), kv_heads as u32, 1);
