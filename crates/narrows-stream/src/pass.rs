@@ -138,7 +138,11 @@ impl<'a, M: Memory> Held<'a, M> {
         stream.shared.meters().compute.begin(since);
         let held = Self { stream, tile, pass, since, slot };
         if let Some(slot) = held.slot() {
-            slot.memory().acquire()?;
+            let named = |error: narrows_staging::Error| Error::Read {
+                tile: (stream.shared.describe)(tile),
+                source: error.into(),
+            };
+            slot.memory().acquire().map_err(named)?;
         }
         Ok(held)
     }
