@@ -1,6 +1,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::device::Event;
 use crate::{Error, Region};
 
 /// What slots are made of: memory of the host, or of a device.
@@ -25,6 +26,16 @@ pub trait Memory: fmt::Debug + Send + 'static {
     /// Those of a device. The memory must not be filled again then.
     fn release(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// A point in the work of whoever uses the tile, where that is done later than it is asked for; `recycled`
+    /// is an event that nobody needs any more. None where it is done at once.
+    ///
+    /// # Errors
+    /// Those of a device.
+    fn mark(&self, recycled: Option<Event>) -> Result<Option<Event>, Error> {
+        drop(recycled);
+        Ok(None)
     }
 }
 

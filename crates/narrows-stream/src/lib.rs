@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod clock;
 mod error;
 mod file_source;
 mod pass;

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use narrows_staging::{InUse, Memory, Region, Slot};
 
+use crate::clock::Use;
+use crate::shared::lock;
 use crate::stream::Stream;
 use crate::trace::{Event, Stage};
 use crate::{Error, Place, TileId};
@@ -125,6 +127,8 @@ pub struct Held<'a, M: Memory = Region> {
     since: Instant,
     /// None if the tile is resident.
     slot: Option<Slot<InUse, M>>,
+    /// Where work is done later than it is asked for, and nobody has failed: when this was.
+    begun: Option<narrows_staging::device::Event>,
 }
 
 impl<'a, M: Memory> Held<'a, M> {
@@ -136,13 +140,15 @@ impl<'a, M: Memory> Held<'a, M> {
     ) -> Result<Self, Error> {
         let since = Instant::now();
         stream.shared.meters().compute.begin(since);
-        let held = Self { stream, tile, pass, since, slot };
+        let mut held = Self { stream, tile, pass, since, slot, begun: None };
         if let Some(slot) = held.slot() {
             let named = |error: narrows_staging::Error| Error::Read {
                 tile: (stream.shared.describe)(tile),
                 source: error.into(),
             };
             slot.memory().acquire().map_err(named)?;
+            let begun = slot.memory().mark(stream.spare()).map_err(named)?;
+            held.begun = begun;
         }
         Ok(held)
     }
@@ -157,6 +163,10 @@ impl<'a, M: Memory> Held<'a, M> {
     #[must_use]
     pub fn memory(&self) -> Option<(&M, Range<usize>)> {
         self.slot().map(|slot| (slot.memory(), slot.payload()))
+    }
+
+    fn mark(&self) -> Option<narrows_staging::device::Event> {
+        self.slot()?.memory().mark(self.stream.spare()).ok().flatten()
     }
 
     fn slot(&self) -> Option<&Slot<InUse, M>> {
@@ -178,6 +188,7 @@ impl<M: Memory> Drop for Held<'_, M> {
         let end = Instant::now();
         let (len, place) = stream.tiles[tile.index()];
         let read = self.slot().map_or(0, Slot::<InUse, M>::tag);
+        let marks = self.begun.take().zip(self.mark());
         // A device that takes no orders any more has failed: what its slots hold is not written over.
         let released = self.slot().is_none_or(|slot| slot.memory().release().is_ok());
         if let Some(slot) = self.slot.take().filter(|_| released) {
@@ -194,6 +205,13 @@ impl<M: Memory> Drop for Held<'_, M> {
             meters.streamed += len;
         }
         drop(meters);
+        if let Some(feed) = &stream.feed {
+            if let Some((begun, ended)) = marks {
+                lock(&feed.uses).push(Use { tile, pass, read, bytes: len, begun, ended });
+            }
+            feed.harvest(&stream.shared);
+            return;
+        }
         stream.shared.record(Event {
             stage: Stage::Compute,
             tile,

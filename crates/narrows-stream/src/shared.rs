@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock::Uses;
 use crate::stats::Meter;
-use crate::trace::{Event, Trace};
+use crate::trace::{Event, Stage, Trace};
 use crate::upload::Link;
 use crate::{Bytes, Describe, Stats};
 
@@ -70,6 +71,26 @@ pub struct Monitor {
 pub(crate) struct Feed {
     pub(crate) host: Arc<Shared>,
     pub(crate) link: Arc<Mutex<Link>>,
+    pub(crate) uses: Arc<Mutex<Uses>>,
+}
+
+impl Feed {
+    /// Looks for what the device has done by now, and puts it into the trace.
+    pub(crate) fn harvest(&self, shared: &Shared) {
+        let mut uses = lock(&self.uses);
+        for (done, time) in uses.done() {
+            shared.record(Event {
+                stage: Stage::Compute,
+                tile: done.tile,
+                pass: done.pass,
+                read: done.read,
+                bytes: done.bytes,
+                start: time.start,
+                end: time.end,
+            });
+            uses.recycle(done);
+        }
+    }
 }
 
 impl Monitor {
@@ -77,17 +98,23 @@ impl Monitor {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let now = Instant::now();
+        if let Some(feed) = &self.feed {
+            feed.harvest(&self.shared);
+        }
         let meters = self.shared.meters();
         let of_host = |feed: &Feed| {
             let meters = feed.host.meters();
             (meters.disk.stats(now), meters.resident)
         };
         let (disk, resident) = self.feed.as_ref().map_or((meters.disk.stats(now), meters.resident), of_host);
-        let link = self.feed.as_ref().map(|feed| lock(&feed.link).stats());
+        let link = self.feed.as_ref().map(|feed| lock(&feed.link).meter.stats());
         Stats {
             disk,
             link,
-            compute: meters.compute.stats(now),
+            compute: match &self.feed {
+                Some(feed) => lock(&feed.uses).stats(),
+                None => meters.compute.stats(now),
+            },
             resident,
             resident_on_device: if self.feed.is_some() { meters.resident } else { Bytes(0) },
             streamed: meters.streamed,
@@ -110,6 +137,9 @@ impl Monitor {
     /// Those of `out`.
     pub fn write_trace(&self, out: impl io::Write) -> io::Result<()> {
         // A copy, so that a slow disk under the trace does not hold up the stream.
+        if let Some(feed) = &self.feed {
+            feed.harvest(&self.shared);
+        }
         let events = self.shared.trace.as_ref().map(Trace::events).unwrap_or_default();
         crate::trace::write(events, &*self.shared.describe, out)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use narrows_staging::{Arena, Free, InUse, Memory, Region, Slot};
 
 use crate::pass::Pass;
 use crate::reader::{Delivery, Home, Purpose, Reader, Request, State, Walked};
-use crate::shared::{Feed, Shared};
+use crate::shared::{Feed, Shared, lock};
 use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Upload, Waker};
 
 /// Says what a tile is, for errors and traces: `model.layers.3.mlp.up_proj.weight in model-00001.safetensors`.
@@ -58,7 +58,7 @@ pub struct Stream<M: Memory = Region> {
     pub(crate) reader: ToReader<M>,
     pub(crate) shared: Arc<Shared>,
     /// What the tiles come from, if that is another stream.
-    feed: Option<Feed>,
+    pub(crate) feed: Option<Feed>,
     deliveries: Receiver<Result<Delivery<M>, Error>>,
     ended: bool,
     thread: Option<JoinHandle<()>>,
@@ -140,7 +140,11 @@ impl Stream<DeviceRegion> {
         upload: Upload,
         options: Options,
     ) -> Result<Self, Error> {
-        let feed = Feed { host: upload.host().clone(), link: upload.link().clone() };
+        let feed = Feed {
+            host: upload.host().clone(),
+            link: upload.link().clone(),
+            uses: Arc::new(Mutex::new(upload.uses())),
+        };
         let mut stream = Self::start_in(plan, carve, upload, options)?;
         stream.feed = Some(feed);
         Ok(stream)
@@ -291,6 +295,11 @@ impl<M: Memory> Stream<M> {
             Purpose::Ticket(ticket) => _ = self.demanded.insert(ticket, slot),
         }
         Ok(())
+    }
+
+    /// An event that is not needed any more.
+    pub(crate) fn spare(&self) -> Option<narrows_staging::device::Event> {
+        self.feed.as_ref().and_then(|feed| lock(&feed.uses).spare())
     }
 
     /// Waits for the tile of the present step and goes on to the next; none if the tile stays.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use narrows_staging::device::{Copied, Copier, DeviceRegion, Source};
 use narrows_staging::{Arena, Filling, Free, Slot};
 
+use crate::clock::{DeviceMeter, Uses};
 use crate::shared::{Shared, lock};
 use crate::trace::{Event, Stage};
-use crate::{Bytes, Completed, SourceError, StageStats, Stream, TileId, TileSource};
+use crate::{Bytes, Completed, SourceError, Stream, TileId, TileSource};
 
 /// A source of tiles on a device: the tiles of a stream of the host, copied.
 ///
@@ -28,21 +29,9 @@ pub struct Upload {
 /// What went over the link.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    pub(crate) bytes: Bytes,
-    pub(crate) busy: Duration,
-    /// By the device's clock.
-    first: Option<Duration>,
-    last: Duration,
+    pub(crate) meter: DeviceMeter,
     /// How long pinning took, or why memory is not pinned.
     pub(crate) pinned: Option<Result<Duration, String>>,
-}
-
-impl Link {
-    pub(crate) fn stats(&self) -> StageStats {
-        let wall = self.first.map_or(Duration::ZERO, |first| self.last.saturating_sub(first));
-        let (busy, bytes) = (self.busy, self.bytes);
-        StageStats { bytes, moved: bytes, busy, stall: wall.saturating_sub(busy), wall }
-    }
 }
 
 impl Upload {
@@ -63,6 +52,11 @@ impl Upload {
 
     pub(crate) fn host(&self) -> &Arc<Shared> {
         &self.host.shared
+    }
+
+    /// Nothing used yet, by the clock of the copier.
+    pub(crate) fn uses(&self) -> Uses {
+        Uses::new(self.copier.origin().clone(), self.made)
     }
 
     pub(crate) fn link(&self) -> &Arc<Mutex<Link>> {
@@ -89,12 +83,7 @@ impl Upload {
         }
         let Some(tile) = self.flying.pop_front() else { return };
         let bytes = Bytes(self.host.len_of(tile) as u64);
-        let mut link = lock(&self.link);
-        link.bytes += bytes;
-        link.busy += time.end.saturating_sub(time.start);
-        link.first.get_or_insert(time.start);
-        link.last = link.last.max(time.end);
-        drop(link);
+        lock(&self.link).meter.add(bytes, &time);
         let (start, end) = (self.made + time.start, self.made + time.end);
         let event = Event { stage: Stage::Link, tile, pass: 0, read: tag, bytes, start, end };
         self.host.shared.record(event);

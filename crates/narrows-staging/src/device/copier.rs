@@ -51,6 +51,15 @@ impl Memory for DeviceRegion {
     fn release(&self) -> Result<(), Error> {
         Ok(self.0.used.record(&self.0.user)?)
     }
+
+    fn mark(&self, recycled: Option<Event>) -> Result<Option<Event>, Error> {
+        let event = match recycled {
+            Some(event) => event,
+            None => Event::timed(self.0.user.device())?,
+        };
+        event.record(&self.0.user)?;
+        Ok(Some(event))
+    }
 }
 
 impl fmt::Debug for DeviceRegion {
@@ -94,7 +103,7 @@ pub struct Copied {
 /// the host's slot until the device has read it.
 pub struct Copier {
     stream: Stream,
-    made: Event,
+    made: Arc<Event>,
     flying: VecDeque<Flying>,
     clocks: Vec<Clock>,
     // After the copies in flight, which `drop` waits for.
@@ -121,6 +130,7 @@ impl Copier {
         let stream = Stream::new(device, Priority::High)?;
         let made = Event::timed(device)?;
         made.record(&stream)?;
+        let made = Arc::new(made);
         Ok(Self { stream, made, flying: VecDeque::new(), clocks: Vec::new(), pinned: Vec::new() })
     }
 
@@ -177,6 +187,12 @@ impl Copier {
             flying.clock.end.record(&self.stream)?;
         }
         to.0.filled.record(&self.stream)
+    }
+
+    /// The making of the copier, from which times of the device are counted.
+    #[must_use]
+    pub const fn origin(&self) -> &Arc<Event> {
+        &self.made
     }
 
     /// How many copies are queued and not yet given back.
