@@ -172,7 +172,9 @@ impl Attention {
                 Prefill::new(&prefill, 128, 64, "attention_prefill_128_f16", "attention_prefill_128_bf16")?,
                 Prefill::new(&prefill, 256, 32, "attention_prefill_256_f16", "attention_prefill_256_bf16")?,
             ],
-            plain: loader.module("attention_plain", image::ATTENTION_PLAIN)?.per_encoding("attention_plain")?,
+            plain: loader
+                .module("attention_plain", image::ATTENTION_PLAIN)?
+                .per_encoding("attention_plain")?,
             architecture: loader.architecture(),
         })
     }
@@ -307,7 +309,10 @@ impl Kernels {
             narrow("a position", end)?;
             let splits = splits(end, window);
             let row = scratch_of_row(shape.heads, head_dim, splits).ok_or(Error::Overflow { what: WHAT })?;
-            if !plain && !is_prefill(segment) && segment.rows > 0 && (scratch.len() < row || splits > i32::MAX as usize)
+            if !plain
+                && !is_prefill(segment)
+                && segment.rows > 0
+                && (scratch.len() < row || splits > i32::MAX as usize)
             {
                 let what = "the scratch of an attention";
                 return Err(Error::Length { what, expected: row, found: scratch.len() });

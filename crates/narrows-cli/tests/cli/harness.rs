@@ -20,7 +20,8 @@ pub(crate) fn checkpoint(name: &str) -> PathBuf {
 
 pub(crate) fn narrows() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_narrows"));
-    command.stdin(Stdio::null());
+    // Tests need no GPU, and use none that is there.
+    command.stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
