@@ -1,6 +1,6 @@
 //! The decoder on CUDA, under the software driver: goldens, and one answer whatever the memory, the tiles and the
 //! order in which the device does what may happen in any order.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
