@@ -213,13 +213,14 @@ fn a_pass_takes_no_longer_than_its_copies() {
     if !skip_or_fail() {
         return;
     }
-    // Copies bound the pass: the memory is a thousand times as fast as the link.
-    let gpu = SoftGpu::new().unwrap().vram(64 << 20).link(1.0).mem(1000.0).seed(1);
+    // Copies bound the pass, as they do where a model is much bigger than this one: with so slow a link what a step
+    // does besides (some hundred launches, the logits) is small beside them here too.
+    let gpu = SoftGpu::new().unwrap().vram(64 << 20).link(0.2).mem(1000.0).seed(1);
     let finished = clean(&gpu, TEST, &[]);
     let text = finished.text();
     let number = |name: &str| word(&text, name).parse::<f64>().unwrap();
     let (wall, busy, bytes) = (number("wall "), number("busy "), number("bytes "));
-    assert!(bytes / busy >= 0.97e9, "the link carries {bytes} bytes in {busy} s");
+    assert!(bytes / busy >= 0.97 * 0.2e9, "the link carries {bytes} bytes in {busy} s");
     assert!(wall <= 1.05 * busy, "the link is busy for {busy} of {wall} s");
 }
 

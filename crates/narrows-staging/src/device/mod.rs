@@ -69,8 +69,7 @@ impl Device {
         if ordinal >= count {
             return Err(DeviceError::NoDevice { ordinal, count });
         }
-        let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
-        let device = result::device::get(number).doing("looking for the device")?;
+        let device = driver_device(ordinal)?;
         // SAFETY: `device` is one that the driver has just named.
         let attribute = |which| unsafe { result::device::get_attribute(device, which) };
         let domain = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID);
@@ -92,6 +91,13 @@ impl Device {
         if ordinal >= count {
             return Err(DeviceError::NoDevice { ordinal, count });
         }
+        // Passes take long: whoever waits for the device sleeps, and leaves the processor to those who read.
+        let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+        let number = driver_device(ordinal)?;
+        // SAFETY: `number` is a device that the driver has just named.
+        unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(number, flags) }
+            .result()
+            .doing("choosing how to wait for the device")?;
         let context = CudaContext::new(ordinal).doing("opening the device")?;
         // SAFETY: Nothing here or above uses the buffers whose use cudarc would track; ranges that cross
         // streams are ordered by events that are recorded explicitly.
@@ -178,6 +184,11 @@ impl Device {
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
     }
+}
+
+fn driver_device(ordinal: usize) -> Result<sys::CUdevice, DeviceError> {
+    let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    result::device::get(number).doing("looking for the device")
 }
 
 impl fmt::Debug for Device {

@@ -166,7 +166,8 @@ impl Event {
     /// # Errors
     /// What the driver says.
     pub fn timed(device: &Device) -> Result<Self, DeviceError> {
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        // With times unless told otherwise; and whoever waits for it sleeps.
+        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
         Ok(Self(device.context().new_event(Some(flags)).doing("making an event")?))
     }
 
