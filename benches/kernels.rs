@@ -125,8 +125,11 @@ impl Bench {
         );
         let copy = self.copy()?;
         println!("copy within the device, read and written: {:.1} GB/s", copy.gigabytes);
-        let h2d = self.from_host()?;
-        println!("copies of {} from pinned memory: {h2d:.2} GB/s\n", Bytes(TILE as u64));
+        // A machine may refuse to pin so much; the kernels do not need it.
+        let h2d = self.from_host().map_err(|error| eprintln!("no copies from pinned memory: {error}")).ok();
+        if let Some(h2d) = h2d {
+            println!("copies of {} from pinned memory: {h2d:.2} GB/s\n", Bytes(TILE as u64));
+        }
         println!(
             "{:<14} {:<38} {:>10} {:>10} {:>8} {:>9}",
             "operation", "of", "us", "GB/s", "% copy", "TFLOP/s"

@@ -144,7 +144,7 @@ class Bundle:
         self.small = self.small or gpu['software']
         self.results['small'] = self.small
         link = '{generation}.0 x{width}, at most {max_generation}.0 x{max_width}'.format(**gpu['link']) if gpu['link'] else 'unknown'
-        self.check('doctor', 'a GPU', True, f'{gpu["name"]}, {gpu["total_bytes"] / GIB:.1f} GiB, driver {gpu["driver_release"]}, CUDA {gpu["driver_cuda"]}, PCIe {link} (idle links rest in a lower generation)', command)
+        self.check('doctor', 'a GPU', True, f'{gpu["name"]}, {gpu["total_bytes"] / GIB:.1f} GiB, driver {gpu["driver_release"] or "of unknown release"}, CUDA {gpu["driver_cuda"]}, PCIe {link} (idle links rest in a lower generation)', command)
 
     def tests(self):
         # Under the software driver a few kernels show that this runs; `cargo test` tests them all with it.
@@ -253,7 +253,7 @@ class Bundle:
             shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(f'{shlex.join(command)}: {"out of time" if code is None else f"exit {code}"} after {seconds:.0f} s')
         size = head + layers * layer
-        self.check(step, f'{layers} layers of {name}', True, f'{size / 1e9:.1f} GB written in {seconds:.0f} s', command)
+        self.check(step, f'{name} with --layers {layers}', True, f'{size / 1e9:.1f} GB written in {seconds:.0f} s', command)
         return folder, size / seconds
 
     def room(self, seconds):
@@ -411,7 +411,7 @@ def report(r):
     text += [f'| {c["status"]} | {c["step"]} | {cell(c["check"])} | {cell(c["detail"])} |' for c in r['checks']]
     if r.get('bench'):
         b = r['bench']
-        text += ['', '## Kernels', '', f'Copies within the device: {b["copy_gigabytes_per_second"]:.1f} GB/s, read and written; from pinned memory: {b["h2d_gigabytes_per_second"]:.2f} GB/s.',
+        text += ['', '## Kernels', '', f'Copies within the device: {b["copy_gigabytes_per_second"]:.1f} GB/s, read and written; from pinned memory: {"not measured" if b["h2d_gigabytes_per_second"] is None else format(b["h2d_gigabytes_per_second"], ".2f") + " GB/s"}.',
                  'Targets: bf16 matvec 85 % of copies, decode attention 70 %, rms_norm, rope and swiglu 80 %; GEMM at 512 rows half of cuBLAS (which writes bf16 where ours writes float32), prefill attention at most twice PyTorch\'s time.', '', '| operation | of | us | GB/s | % of copies | TFLOP/s |', '|---|---|---|---|---|---|']
         text += [f'| {c["operation"]} | {c["of"]} | {c["seconds"] * 1e6:.2f} | {c["gigabytes_per_second"]:.1f} | {c["percent_of_copy"]:.1f} | {c["teraflops"]:.2f} |' for c in b['cases']]
     if r.get('torch'): text += ['', '## PyTorch, the measuring stick', '', '```json', json.dumps(r['torch'], indent=1), '```']
