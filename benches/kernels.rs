@@ -126,7 +126,7 @@ impl Bench {
         let copy = self.copy()?;
         println!("copy within the device, read and written: {:.1} GB/s", copy.gigabytes);
         // A machine may refuse to pin so much; the kernels do not need it.
-        let h2d = self.from_host().map_err(|error| eprintln!("no copies from pinned memory: {error}")).ok();
+        let h2d = self.link().map_err(|error| eprintln!("no copies from pinned memory: {error}")).ok();
         if let Some(h2d) = h2d {
             println!("copies of {} from pinned memory: {h2d:.2} GB/s\n", Bytes(TILE as u64));
         }
@@ -184,7 +184,7 @@ impl Bench {
 
     /// What the link carries: tiles in pinned memory, copied one after the other into a few slots of the device
     /// that nobody uses. Gigabytes per second of the device's clock, from the first copy's start to the last's end.
-    fn from_host(&self) -> Result<f64> {
+    fn link(&self) -> Result<f64> {
         let (tile, tiles, series) = if self.software { (TILE / 64, 4, 1) } else { (TILE, TILES, SERIES) };
         let budget = Budget::new(Bytes((tile * tiles) as u64));
         let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };

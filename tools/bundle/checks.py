@@ -111,9 +111,13 @@ class Bundle:
         """What a command prints as JSON; a ValueError with its exit code and last line where it fails."""
         code, out, _ = self.run(log, command, limit)
         if code == 0: return json.loads(out)
-        with open(self.path(f'logs/{log}.log')) as f: lines = [l.strip() for l in f if l.strip()]
-        why = next((l for l in reversed(lines) if not l.startswith('[')), '')
-        raise ValueError(f'{"out of time" if code is None else f"exit {code}"}: {why}')
+        raise ValueError(self.why(log, code))
+
+    def why(self, log, code):
+        """Why the last command of a log failed: its exit code and its error, else its last line."""
+        with open(self.path(f'logs/{log}.log')) as f: lines = [l.strip() for l in f.read().rsplit('\n$ ', 1)[-1].splitlines()[1:] if l.strip() and not l.startswith('[')]
+        error = next((l for l in lines if l.startswith(('error', 'kernels: '))), lines[-1] if lines else 'nothing said')
+        return f'{"out of time" if code is None else f"exit {code}"}: {error}'
 
     def repeatable(self, command):
         """A command as it can be given again in the bundle's folder, also on another machine."""
@@ -171,7 +175,7 @@ class Bundle:
             expected, got = f'goldens/{name}/expected.safetensors', self.path('logits.safetensors')
             command = ['./narrows', 'logits', f'goldens/{name}', '--ids', expected, '--out', got, '--device', 'cuda:0', '--quiet']
             code, _, _ = self.run('goldens', command, 60)
-            if code != 0: self.check('goldens', name, False, 'out of time' if code is None else f'exit {code}', command); continue
+            if code != 0: self.check('goldens', name, False, self.why('goldens', code), command); continue
             exact, bf16 = read_tensor(expected, 'logits'), read_tensor(expected, 'logits_bf16')
             # Goldens without a bf16 run: those that have one are off by 0.4 to 0.8 % of the logits.
             limit = 2 * (off(exact, bf16) if bf16 else 0.004 * off(exact, [0.0] * len(exact)))
@@ -197,7 +201,7 @@ class Bundle:
                 if ram: options += ['--ram', f'{plan["minimum_bytes"] // 1024 + (ram << 10)}K']
             command = ['./narrows', 'logits', 'demo', '--ids', self.ids, '--out', got, '--quiet', *options]
             code, _, _ = self.run('bits', command, 60)
-            if code != 0: self.check('bits', shlex.join(options), False, 'out of time' if code is None else f'exit {code}', command); continue
+            if code != 0: self.check('bits', shlex.join(options), False, self.why('bits', code), command); continue
             bits = read_tensor(got, 'logits').tobytes()
             first = first or bits
             self.check('bits', shlex.join(options), bits == first, 'the first' if bits is first else 'the same bits' if bits == first else 'other bits', command)
@@ -207,7 +211,7 @@ class Bundle:
         file = self.path('kernels.json')
         command = ['./kernels-bench', '--json', file]
         code, _, seconds = self.run('bench', command, 240)
-        self.check('bench', 'all kernels timed', code == 0, f'in {seconds:.0f} s, {"out of time" if code is None else f"exit {code}"}', command)
+        self.check('bench', 'all kernels timed', code == 0, f'in {seconds:.0f} s' if code == 0 else self.why('bench', code), command)
         if code != 0: return
         with open(file) as f: self.results['bench'] = bench = json.load(f)
         for case in bench['cases']:
