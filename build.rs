@@ -25,12 +25,15 @@ const ARCHITECTURES: &[u32] = &[60, 61, 70, 75, 80, 86, 89, 90, 100, 120];
 /// - `NARROWS_CUDA_STRICT=1`: a warning, and a kernel that spills registers, is an error.
 /// - `NARROWS_CUDA_ARCHS=75,90`: only these.
 /// - `NARROWS_CUDA_LINEINFO=1`: for profilers. About doubles the images.
+/// - `NARROWS_CUDA_COMPRESS=1`: images of about a fifth of the size, which the driver unpacks when it loads them;
+///   from toolkit 13 on, whose drivers all can.
 /// - `NVCC_CCBIN`: the host compiler for nvcc to use.
 const VARIABLES: &[&str] = &[
     "NARROWS_REQUIRE_CUDA",
     "NARROWS_CUDA_STRICT",
     "NARROWS_CUDA_ARCHS",
     "NARROWS_CUDA_LINEINFO",
+    "NARROWS_CUDA_COMPRESS",
     "NVCC_CCBIN",
 ];
 
@@ -126,6 +129,9 @@ fn compile_all(nvcc: &Path, architectures: &[u32], sources: &[PathBuf], out: &Pa
     }
     if asked("NARROWS_CUDA_LINEINFO") {
         flags.push("-lineinfo".into());
+    }
+    if asked("NARROWS_CUDA_COMPRESS") && toolkit_version(nvcc) >= 13_000 {
+        flags.push("--compress-mode=size".into());
     }
     if let Ok(host_compiler) = env::var("NVCC_CCBIN") {
         flags.extend(["-ccbin".into(), host_compiler]);

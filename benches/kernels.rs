@@ -12,14 +12,17 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute;
 use half::{bf16, f16};
 use narrows_bytes::Bytes;
 use narrows_kernels::{AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
 use narrows_shard::Encoding;
-use narrows_staging::Budget;
-use narrows_staging::device::{Carving, Device, DeviceArena, DeviceSlice, Event, Priority, Stream};
+use narrows_staging::device::{
+    Carving, Copier, Device, DeviceArena, DeviceRegion, DeviceSlice, Event, Priority, Source, Stream,
+};
+use narrows_staging::{Arena, ArenaOptions, Budget, Memory as _, Slot};
 use serde_json::json;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -30,6 +33,10 @@ const SERIES: usize = 9;
 const SERIES_SECONDS: f64 = 0.02;
 /// What matrices are cut out of: the largest, a head in f32, has this size.
 const POOL: usize = 4_300_000_000;
+/// What is copied from the host at a time, as a run with the defaults does, and how many of them: more than its
+/// caches hold.
+const TILE: usize = 8 << 20;
+const TILES: usize = 128;
 
 /// One line of the table.
 struct Case {
@@ -117,7 +124,12 @@ impl Bench {
             self.device.driver_version() % 1000 / 10,
         );
         let copy = self.copy()?;
-        println!("copy within the device, read and written: {:.1} GB/s\n", copy.gigabytes);
+        println!("copy within the device, read and written: {:.1} GB/s", copy.gigabytes);
+        // A machine may refuse to pin so much; the kernels do not need it.
+        let h2d = self.link().map_err(|error| eprintln!("no copies from pinned memory: {error}")).ok();
+        if let Some(h2d) = h2d {
+            println!("copies of {} from pinned memory: {h2d:.2} GB/s\n", Bytes(TILE as u64));
+        }
         println!(
             "{:<14} {:<38} {:>10} {:>10} {:>8} {:>9}",
             "operation", "of", "us", "GB/s", "% copy", "TFLOP/s"
@@ -156,6 +168,7 @@ impl Bench {
             "multiprocessors": self.device.multiprocessors(),
             "cache_bytes": self.cache,
             "copy_gigabytes_per_second": copy.gigabytes,
+            "h2d_gigabytes_per_second": h2d,
             "cases": figures,
         }))
     }
@@ -167,6 +180,50 @@ impl Bench {
         self.stream.zero(&self.pool)?;
         let stream = self.stream.clone();
         self.time(2 * len, &move |_| Ok(stream.copy(&from, &to)?))
+    }
+
+    /// What the link carries: tiles in pinned memory, copied one after the other into a few slots of the device
+    /// that nobody uses. Gigabytes per second of the device's clock, from the first copy's start to the last's end.
+    fn link(&self) -> Result<f64> {
+        let (tile, tiles, series) = if self.software { (TILE / 64, 4, 1) } else { (TILE, TILES, SERIES) };
+        let budget = Budget::new(Bytes((tile * tiles) as u64));
+        let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
+        let arena = Arena::new(&budget, "tiles", budget.cap(), options)?;
+        let mut copier = Copier::new(&self.device)?;
+        copier.pin(&arena)?;
+        let filled = |bytes: &mut [u8]| -> Result<_> {
+            bytes.fill(0x3c);
+            Ok(0..bytes.len())
+        };
+        let sources = (0..tiles).map(|tag| -> Result<_> {
+            let slot = Slot::new(arena.carve(tile)?).fill(tag as u64);
+            Ok(Arc::new(slot.fill_with(filled).map_err(|(error, _)| error)?.take()))
+        });
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        let slots =
+            (0..4).map(|_| Ok(Slot::new(DeviceRegion::new(range(&self.device, tile)?, &self.stream)?)));
+        let mut slots = slots.collect::<Result<std::collections::VecDeque<_>>>()?;
+        let mut pass = || -> Result<f64> {
+            for (tag, source) in sources.iter().enumerate() {
+                let slot = slots.pop_front().ok_or("no slot")?.fill(tag as u64);
+                let ready =
+                    copier.copy(Source::Staying(Arc::clone(source)), slot).map_err(|(error, _)| error)?;
+                // What a stream that uses the tile does, and this one does nothing in between.
+                ready.memory().acquire()?;
+                ready.memory().release()?;
+                slots.push_back(ready.take().release());
+            }
+            let first = copier.wait()?.ok_or("nothing was copied")?;
+            let mut end = first.time.end;
+            while let Some(copied) = copier.wait()? {
+                end = copied.time.end;
+            }
+            Ok((tile * tiles) as f64 / (end - first.time.start).as_secs_f64() / 1e9)
+        };
+        pass()?;
+        let mut speeds = (0..series).map(|_| pass()).collect::<Result<Vec<_>>>()?;
+        speeds.sort_by(f64::total_cmp);
+        Ok(speeds[series / 2])
     }
 
     fn time(&self, bytes: usize, run: &dyn Fn(usize) -> Result<()>) -> Result<Figure> {
