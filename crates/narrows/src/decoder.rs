@@ -87,13 +87,13 @@ impl<B: Backend> Decoder<B> {
                 hook(layer);
             }
             let mut half = Half { a, pass: &mut pass, backend, layer };
-            half.attention(&mut sequences)?;
-            half.mlp()?;
+            let computed = half.attention(&mut sequences).and_then(|()| half.mlp());
+            computed.map_err(|error| pass.named(error))?;
         }
         let encoding = pass.head_encoding();
-        backend.finish(pass.final_norm()?, a.norm_eps, encoding)?;
-        pass.head(backend, t.wanted.is_empty())?;
-        let logits = backend.logits()?;
+        let finished = backend.finish(pass.final_norm()?, a.norm_eps, encoding);
+        finished.and_then(|()| pass.head(backend, t.wanted.is_empty())).map_err(|error| pass.named(error))?;
+        let logits = backend.logits().map_err(|error| pass.named(error))?;
         for segment in segments.iter_mut() {
             segment.sequence.advance(segment.tokens.len());
         }

@@ -111,6 +111,18 @@ pub(crate) struct Pass<'w, B: Backend> {
 }
 
 impl<'w, B: Backend> Pass<'w, B> {
+    /// An error of a device with the tile that it was noticed at: the next, or the last. A device does late what it
+    /// is asked for, so it need not be the tile that failed, but it is in this pass and not after it.
+    pub(crate) fn named(&self, error: Error) -> Error {
+        let named = matches!(error, Error::Tile { .. } | Error::Stream(_));
+        if named || !error.is_device() {
+            return error;
+        }
+        let last = self.tiling.tiles.len().saturating_sub(1);
+        let tile = self.tiles.peek().map_or(last, narrows_stream::TileId::index);
+        Error::Tile { tile: self.tiling.describe(tile), source: Box::new(error) }
+    }
+
     /// A bias or norm of a layer, if the architecture has it.
     pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&'w B::Vector> {
         self.vectors.layers[layer][weight as usize].as_ref()
