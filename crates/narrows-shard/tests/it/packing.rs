@@ -273,7 +273,7 @@ fn verify_finds_every_change() {
 #[test]
 fn a_pack_of_a_later_version_is_refused_by_its_version() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), MANIFEST, r#"{"format":"narrows-pack","version":2,"news":[]}"#);
+    write(dir.path(), MANIFEST, r#"{"format":"narrows-pack","version":3,"news":[]}"#);
     let refused = WeightFiles::open(dir.path()).unwrap_err().to_string();
     assert!(refused.contains("pack of version 3; this program reads versions 1 and 2"), "{refused}");
 }
