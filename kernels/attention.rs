@@ -372,10 +372,10 @@ impl Kernels {
             // SAFETY: The kernel reads `count` rows of `q` and `rows`, which have so many, and the caches that the
             // rows name, for which the caller vouches; it writes `count * heads * splits` results to the
             // scratch, which was found to have room for at least one row and is used for as many as it holds.
-            unsafe { kernel.get(*encoding).launch(stream, grid, DECODE_THREADS, 0, &params)? };
+            unsafe { kernel.get(*encoding)?.launch(stream, grid, DECODE_THREADS, 0, &params)? };
             // SAFETY: The kernel reads what the one before has written, and writes `count` rows of `out`.
             unsafe {
-                self.attention.combine.get(operands.out_encoding).launch(
+                self.attention.combine.get(operands.out_encoding)?.launch(
                     stream,
                     (heads as u32, count as u32, 1),
                     COMBINE_THREADS,
@@ -414,6 +414,9 @@ fn attention_prefill(
             Encoding::F32 => 0,
             Encoding::F16 => 1,
             Encoding::Bf16 => 2,
+            encoding @ (Encoding::Q8 | Encoding::Nf4) => {
+                return Err(Error::Quantised { what: "the result of an attention", encoding });
+            }
         },
         scale: operands.scale,
     };

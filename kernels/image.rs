@@ -111,7 +111,7 @@ impl Module {
     }
 }
 
-/// One of each for every encoding.
+/// One of each for every plain encoding.
 pub(crate) struct PerEncoding<T> {
     f32: T,
     f16: T,
@@ -119,11 +119,14 @@ pub(crate) struct PerEncoding<T> {
 }
 
 impl<T> PerEncoding<T> {
-    pub(crate) const fn get(&self, encoding: Encoding) -> &T {
+    /// # Errors
+    /// [`Error::Quantised`] for an encoding of blocks.
+    pub(crate) const fn get(&self, encoding: Encoding) -> Result<&T> {
         match encoding {
-            Encoding::F32 => &self.f32,
-            Encoding::F16 => &self.f16,
-            Encoding::Bf16 => &self.bf16,
+            Encoding::F32 => Ok(&self.f32),
+            Encoding::F16 => Ok(&self.f16),
+            Encoding::Bf16 => Ok(&self.bf16),
+            Encoding::Q8 | Encoding::Nf4 => Err(Error::Quantised { what: "an operand", encoding }),
         }
     }
 }

@@ -105,6 +105,9 @@ fn columns(len: usize, threads: u32) -> u32 {
 
 /// How many elements of `encoding` a range holds.
 fn elements(what: &'static str, range: &DeviceSlice, encoding: Encoding) -> Result<usize> {
+    if encoding.block().is_some() {
+        return Err(Error::Quantised { what, encoding });
+    }
     let unit = encoding.row_bytes(1).unwrap_or(1);
     error::check_rows(what, range.len(), unit)
 }

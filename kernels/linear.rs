@@ -158,8 +158,9 @@ impl Kernels {
         x: &DeviceSlice,
         y: &RowsMut<'_>,
     ) -> Result<()> {
-        let n = check_rows("the input of a linear", elements("x", x, matrix.encoding)?, matrix.cols)?;
-        check_aligned("the address of the input of a linear", x.address(), matrix.encoding)?;
+        let operand = matrix.encoding.operand();
+        let n = check_rows("the input of a linear", elements("x", x, operand)?, matrix.cols)?;
+        check_aligned("the address of the input of a linear", x.address(), operand)?;
         check_len("the result of a linear, in rows,", y.rows, n)?;
         if matrix.rows > y.width() {
             let what = "the result of a linear, in columns,";
@@ -177,7 +178,11 @@ impl Kernels {
 }
 
 fn check_aligned(what: &'static str, address: u64, encoding: Encoding) -> Result<()> {
-    let unit = encoding.row_bytes(1).unwrap_or(1);
+    let unit = match encoding.block() {
+        // Rows of blocks are read 16 bytes at a time.
+        Some(_) => 16,
+        None => encoding.row_bytes(1).unwrap_or(1),
+    };
     if address.is_multiple_of(unit as u64) {
         Ok(())
     } else {

@@ -93,7 +93,7 @@ impl Kernels {
                 reserved: 0,
             };
             let grid = (narrow("the number of blocks", matrix.rows().div_ceil(variant.rows))?, 1, 1);
-            let kernel = variant.kernels.get(matrix.encoding());
+            let kernel = variant.kernels.get(matrix.encoding())?;
             // SAFETY: The kernel reads `rows` rows of the matrix, which it has, and `n` rows of the same length
             // at `x`, and writes `rows` elements from each of `n` rows at `y`: `linear` has checked that both
             // have them.

@@ -21,7 +21,7 @@ mod top_k;
 use half::{bf16, f16};
 use narrows_bytes::Bytes;
 use narrows_kernels::Kernels;
-use narrows_shard::Encoding;
+use narrows_shard::{Encoding, blocks};
 use narrows_softgpu::SoftGpu;
 use narrows_staging::Budget;
 use narrows_staging::device::{Carving, Device, DeviceArena, DeviceSlice, Priority, Stream};

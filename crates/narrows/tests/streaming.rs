@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Bytes, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput, Workload};
+use narrows::{
+    Bytes, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
+};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/checkpoints").join(name)
@@ -53,8 +55,14 @@ fn one_answer_whatever_the_memory() {
         let pack = tempfile::tempdir().unwrap();
         let source = Model::open(data(name)).unwrap();
         let options = narrows_shard::PackOptions::default();
-        narrows_shard::pack(source.files(), &source.pack_layout(), pack.path(), &options, &mut |_| ())
-            .unwrap();
+        narrows_shard::pack(
+            source.files(),
+            &source.pack_layout(&Quantisation::default()),
+            pack.path(),
+            &options,
+            &mut |_| (),
+        )
+        .unwrap();
 
         let (logits, tokens, engine) = answer(&data(name), Engine::builder());
         assert!(engine.plan().stream.all_resident());
