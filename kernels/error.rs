@@ -76,6 +76,12 @@ pub enum Error {
         /// The encoding.
         encoding: Encoding,
     },
+    /// Something should be quantised and is not.
+    #[error("weights in {encoding} are not quantised")]
+    NotQuantised {
+        /// The encoding.
+        encoding: Encoding,
+    },
     /// Scores cannot be multiplied with this.
     #[error("the scale of an attention is {found}; it must be positive and finite")]
     Scale {

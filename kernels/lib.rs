@@ -11,6 +11,7 @@
 mod add;
 mod argmax;
 mod attention;
+mod dequantise;
 mod embed;
 mod error;
 mod gemm;
@@ -38,6 +39,7 @@ pub struct Kernels {
     add: add::Add,
     argmax: argmax::Argmax,
     attention: attention::Attention,
+    dequantise: dequantise::Dequantise,
     embed: embed::Embed,
     gemm: gemm::Gemm,
     kv: kv::Kv,
@@ -72,6 +74,7 @@ impl Kernels {
             add: add::Add::load(&loader)?,
             argmax: argmax::Argmax::load(&loader)?,
             attention: attention::Attention::load(&loader)?,
+            dequantise: dequantise::Dequantise::load(&loader)?,
             embed: embed::Embed::load(&loader)?,
             gemm: gemm::Gemm::load(&loader)?,
             kv: kv::Kv::load(&loader)?,
