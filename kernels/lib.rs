@@ -6,7 +6,7 @@
 //! the caller.
 //!
 //! Activations are f32, except where they go into a matrix product: those are in the encoding of the matrix, so
-//! that tensor cores take both as they are.
+//! that tensor cores take both as they are, or in bf16 where the matrix is quantised.
 
 mod add;
 mod argmax;

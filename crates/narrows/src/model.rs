@@ -44,6 +44,12 @@ pub(crate) struct Located {
     pub(crate) encoding: Encoding,
 }
 
+impl Located {
+    fn bytes_as(&self, quantisation: &Quantisation) -> Bytes {
+        quantisation.bytes(self.weight, &self.tensor.shape, self.tensor.bytes())
+    }
+}
+
 impl Model {
     /// Opens a Hugging Face checkpoint directory or a pack and checks every tensor against the config.
     ///
@@ -116,7 +122,13 @@ impl Model {
     /// Size of all weights.
     #[must_use]
     pub fn weight_bytes(&self) -> Bytes {
-        self.weights.iter().map(|located| located.tensor.bytes()).sum()
+        self.weight_bytes_as(&Quantisation::default())
+    }
+
+    /// What [`Model::weight_bytes`] would be of a pack of this model.
+    #[must_use]
+    pub fn weight_bytes_as(&self, quantisation: &Quantisation) -> Bytes {
+        self.weights.iter().map(|located| located.bytes_as(quantisation)).sum()
     }
 
     /// Size of the weights that one pass over the model reads: all but an embedding table of its own, of
@@ -132,10 +144,7 @@ impl Model {
         let walked = |located: &&Located| {
             located.weight != Weight::Embedding || self.head().weight == Weight::Embedding
         };
-        let bytes = |located: &Located| {
-            quantisation.bytes(located.weight, &located.tensor.shape, located.tensor.bytes())
-        };
-        self.weights.iter().filter(walked).map(bytes).sum()
+        self.weights.iter().filter(walked).map(|located| located.bytes_as(quantisation)).sum()
     }
 
     pub(crate) fn located(&self) -> &[Located] {

@@ -41,7 +41,8 @@ pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
     let threads =
         args.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let options = narrows_shard::PackOptions { consume_source: args.consume_source, threads };
-    let mut display = Progress::new(output, "packing", Unit::Bytes, model.weight_bytes().get());
+    let mut display =
+        Progress::new(output, "packing", Unit::Bytes, model.weight_bytes_as(&quantisation).get());
     let result = narrows_shard::pack(
         model.files(),
         &model.pack_layout(&quantisation),
