@@ -88,6 +88,8 @@ impl EncodedKernel for Linear<'_> {
 pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsMut<'_>) {
     let n = x.len() / w.cols();
     match batch::<S>(n) {
+        // To decode a vector of a block takes longer than to add it, and more places to keep for each row.
+        1 if E::SPAN > 1 => stream::<S, E, TILE, 1>(simd, w, x, &mut y),
         // Eight sums at a time, since an addition takes about four cycles and two can start in each.
         1 => stream::<S, E, { 2 * TILE }, 1>(simd, w, x, &mut y),
         2 => stream::<S, E, TILE, 2>(simd, w, x, &mut y),

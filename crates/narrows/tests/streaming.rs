@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use narrows::{
-    Bytes, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
+    Bytes, Encoding, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation, Request, ScoreInput,
+    Workload,
 };
 
 fn data(name: &str) -> PathBuf {
