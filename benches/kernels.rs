@@ -18,7 +18,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use half::{bf16, f16};
 use narrows_bytes::Bytes;
 use narrows_kernels::{AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
-use narrows_shard::Encoding;
+use narrows_shard::{Encoding, blocks};
 use narrows_staging::device::{
     Carving, Copier, Device, DeviceArena, DeviceRegion, DeviceSlice, Event, Priority, Source, Stream,
 };
@@ -279,10 +279,10 @@ impl Bench {
 
 /// Hands over every case, those of one operation at a time: what they need is freed before the next.
 fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Result<()> {
-    for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
+    for encoding in [Encoding::Q8, Encoding::Nf4, Encoding::Bf16, Encoding::F16, Encoding::F32] {
         bench.fill(encoding)?;
         measure(linear(bench, encoding)?)?;
-        if encoding != Encoding::F32 {
+        if matches!(encoding, Encoding::Bf16 | Encoding::F16) {
             measure(attention(bench, encoding)?)?;
         }
     }
@@ -296,10 +296,11 @@ fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Res
 /// The matrices of Llama 70B: for single rows, for a batch that decodes, and for a prompt.
 fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    let rows_of_x = if encoding == Encoding::Bf16 { &[1, 2, 4, 8, 16, 64, 512][..] } else { &[1, 64, 512] };
+    let few = matches!(encoding, Encoding::Bf16 | Encoding::Q8 | Encoding::Nf4);
+    let rows_of_x = if few { &[1, 2, 4, 8, 16, 64, 512][..] } else { &[1, 64, 512] };
     for (rows, cols) in [(8192, 8192), (28_672, 8192), (8192, 28_672), (1024, 8192), (128_256, 8192)] {
         let (rows, cols) = if bench.software { (rows / 512, cols / 16) } else { (rows, cols) };
-        let len = encoding.row_bytes(rows * cols).ok_or("overflow")?;
+        let len = rows * encoding.row_bytes(cols).ok_or("overflow")?;
         if len > bench.pool.len() {
             println!("{encoding} [{rows}, {cols}] does not fit into half of what is free");
             continue;
@@ -309,14 +310,19 @@ fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
                 continue; // the head is for few rows
             }
             let turns = bench.rotation(len);
-            let x = range(&bench.device, encoding.row_bytes(n * cols).ok_or("overflow")?)?;
-            bench.stream.upload(&encode(encoding, &noise(2, n * cols)), &x)?;
+            let operand = encoding.operand();
+            let x = range(&bench.device, operand.row_bytes(n * cols).ok_or("overflow")?)?;
+            bench.stream.upload(&encode(operand, &noise(2, n * cols)), &x)?;
             let y = range(&bench.device, n * rows * 4)?;
             let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
             let weights: Vec<_> =
                 (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
             cases.push(Case {
-                operation: if n > Kernels::MATVEC_ROWS { "gemm" } else { "matvec" },
+                operation: if n > Kernels::MATVEC_ROWS && encoding.block().is_none() {
+                    "gemm"
+                } else {
+                    "matvec"
+                },
                 what: format!("{encoding} [{rows}, {cols}] x {n}"),
                 bytes: len + x.len() + y.len(),
                 flops: 2 * rows * cols * n,
@@ -522,6 +528,12 @@ fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
         Encoding::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         Encoding::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
         Encoding::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        // In whole groups of blocks, which lie the same way in rows of any length that is a multiple of theirs.
+        Encoding::Q8 | Encoding::Nf4 => {
+            let mut bytes = vec![0; encoding.row_bytes(values.len() / 512 * 512).unwrap_or(0)];
+            let _ = blocks::quantise(encoding, &values[..values.len() / 512 * 512], &mut bytes);
+            bytes
+        }
     }
 }
 

@@ -369,7 +369,7 @@ impl Kernels {
                 head_dim: *head_dim as u32,
                 layer: operands.layer,
                 window: operands.window,
-                out_encoding: number(operands.out_encoding),
+                out_encoding: number(operands.out_encoding)?,
                 scale: operands.scale,
                 reserved: 0,
             };
@@ -377,7 +377,7 @@ impl Kernels {
             let threads = (PLAIN_WARPS * 32) as u32;
             // SAFETY: The kernel reads `count` rows of `q` and `rows`, which have so many, and the caches that the
             // rows name, for which the caller vouches, and writes `count` rows of `out`.
-            unsafe { self.attention.plain.get(*encoding).launch(stream, grid, threads, 0, &params)? };
+            unsafe { self.attention.plain.get(*encoding)?.launch(stream, grid, threads, 0, &params)? };
         }
         Ok(())
     }
@@ -433,10 +433,10 @@ impl Kernels {
             // SAFETY: The kernel reads `count` rows of `q` and `rows`, which have so many, and the caches that the
             // rows name, for which the caller vouches; it writes `count * heads * splits` results to the
             // scratch, which was found to have room for at least one row and is used for as many as it holds.
-            unsafe { kernel.get(*encoding).launch(stream, grid, DECODE_THREADS, 0, &params)? };
+            unsafe { kernel.get(*encoding)?.launch(stream, grid, DECODE_THREADS, 0, &params)? };
             // SAFETY: The kernel reads what the one before has written, and writes `count` rows of `out`.
             unsafe {
-                self.attention.combine.get(operands.out_encoding).launch(
+                self.attention.combine.get(operands.out_encoding)?.launch(
                     stream,
                     (heads as u32, count as u32, 1),
                     COMBINE_THREADS,
@@ -450,11 +450,14 @@ impl Kernels {
 }
 
 /// The number by which kernels know the encoding of a result.
-const fn number(encoding: Encoding) -> u32 {
+fn number(encoding: Encoding) -> Result<u32> {
     match encoding {
-        Encoding::F32 => 0,
-        Encoding::F16 => 1,
-        Encoding::Bf16 => 2,
+        Encoding::F32 => Ok(0),
+        Encoding::F16 => Ok(1),
+        Encoding::Bf16 => Ok(2),
+        Encoding::Q8 | Encoding::Nf4 => {
+            Err(Error::Quantised { what: "the result of an attention", encoding })
+        }
     }
 }
 
@@ -480,7 +483,7 @@ fn attention_prefill(
         head_dim: head_dim as u32,
         layer: operands.layer,
         window: operands.window,
-        out_encoding: number(operands.out_encoding),
+        out_encoding: number(operands.out_encoding)?,
         scale: operands.scale,
     };
     let grid = (queries.div_ceil(PREFILL_QUERIES as u32), kv_heads as u32, 1);

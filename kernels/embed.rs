@@ -57,6 +57,6 @@ impl Kernels {
         let grid = (narrow("the number of rows", n)?, columns(cols, THREADS), 1);
         // SAFETY: The kernel reads `n` ids, of `table_rows` rows of the table those that the ids name, and
         // writes `n` rows of `cols` floats, all of which the ranges have, as was checked.
-        unsafe { self.embed.0.get(encoding).launch(stream, grid, THREADS, 0, &params) }
+        unsafe { self.embed.0.get(encoding)?.launch(stream, grid, THREADS, 0, &params) }
     }
 }

@@ -1,3 +1,4 @@
+use narrows_shard::Encoding;
 use narrows_staging::device::DeviceError;
 
 /// Why an operation was refused. Nothing has been queued when an operation returns one.
@@ -66,6 +67,20 @@ pub enum Error {
         found: usize,
         /// What it could do.
         takes: &'static str,
+    },
+    /// Something is in an encoding that only weights of a matrix product can be in.
+    #[error("{what} cannot be in {encoding}")]
+    Quantised {
+        /// What.
+        what: &'static str,
+        /// The encoding.
+        encoding: Encoding,
+    },
+    /// Something should be quantised and is not.
+    #[error("weights in {encoding} are not quantised")]
+    NotQuantised {
+        /// The encoding.
+        encoding: Encoding,
     },
     /// Scores cannot be multiplied with this.
     #[error("the scale of an attention is {found}; it must be positive and finite")]

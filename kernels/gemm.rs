@@ -85,7 +85,7 @@ impl Gemm {
             let kernels: PerEncoding<Kernel<GemmParams>> = module.per_encoding(name)?;
             let shared = tile.shared(loader.architecture());
             for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
-                kernels.get(encoding).allow_shared(shared)?;
+                kernels.get(encoding)?.allow_shared(shared)?;
             }
             Ok(Shape { kernels, tile, shared })
         };
@@ -156,6 +156,8 @@ impl Kernels {
         };
         // SAFETY: The kernel reads `rows * cols` elements of the matrix, which has them (`Matrix`), and `n * cols`
         // of `x`, and writes `rows` columns from the first on of `n` rows of `y`, as was checked.
-        unsafe { shape.kernels.get(encoding).launch(stream, grid, shape.tile.threads, shape.shared, &params) }
+        unsafe {
+            shape.kernels.get(encoding)?.launch(stream, grid, shape.tile.threads, shape.shared, &params)
+        }
     }
 }

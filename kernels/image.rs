@@ -102,16 +102,23 @@ impl Module {
 
     /// The kernels `PREFIX_f32`, `PREFIX_f16` and `PREFIX_bf16`.
     pub(crate) fn per_encoding<P: Params>(&self, prefix: &'static str) -> Result<PerEncoding<Kernel<P>>> {
-        let load = |encoding: Encoding| -> Result<_> {
-            let name = format!("{prefix}_{}", encoding.name());
-            let function = self.module.load_function(&name).map_err(|error| driver_error(prefix, error))?;
-            Ok(Kernel { name: prefix, function, params: PhantomData })
-        };
+        let load = |encoding| self.of(prefix, encoding);
         Ok(PerEncoding { f32: load(Encoding::F32)?, f16: load(Encoding::F16)?, bf16: load(Encoding::Bf16)? })
+    }
+
+    /// The kernels `PREFIX_q8` and `PREFIX_nf4`.
+    pub(crate) fn per_quantised<P: Params>(&self, prefix: &'static str) -> Result<PerQuantised<Kernel<P>>> {
+        Ok(PerQuantised { q8: self.of(prefix, Encoding::Q8)?, nf4: self.of(prefix, Encoding::Nf4)? })
+    }
+
+    fn of<P: Params>(&self, prefix: &'static str, encoding: Encoding) -> Result<Kernel<P>> {
+        let name = format!("{prefix}_{}", encoding.name());
+        let function = self.module.load_function(&name).map_err(|error| driver_error(prefix, error))?;
+        Ok(Kernel { name: prefix, function, params: PhantomData })
     }
 }
 
-/// One of each for every encoding.
+/// One of each for every plain encoding.
 pub(crate) struct PerEncoding<T> {
     f32: T,
     f16: T,
@@ -119,11 +126,32 @@ pub(crate) struct PerEncoding<T> {
 }
 
 impl<T> PerEncoding<T> {
-    pub(crate) const fn get(&self, encoding: Encoding) -> &T {
+    /// # Errors
+    /// [`Error::Quantised`] for an encoding of blocks.
+    pub(crate) const fn get(&self, encoding: Encoding) -> Result<&T> {
         match encoding {
-            Encoding::F32 => &self.f32,
-            Encoding::F16 => &self.f16,
-            Encoding::Bf16 => &self.bf16,
+            Encoding::F32 => Ok(&self.f32),
+            Encoding::F16 => Ok(&self.f16),
+            Encoding::Bf16 => Ok(&self.bf16),
+            Encoding::Q8 | Encoding::Nf4 => Err(Error::Quantised { what: "an operand", encoding }),
+        }
+    }
+}
+
+/// One of each for every encoding of blocks.
+pub(crate) struct PerQuantised<T> {
+    pub(crate) q8: T,
+    pub(crate) nf4: T,
+}
+
+impl<T> PerQuantised<T> {
+    /// # Errors
+    /// [`Error::NotQuantised`] for a plain encoding.
+    pub(crate) const fn get(&self, encoding: Encoding) -> Result<&T> {
+        match encoding {
+            Encoding::Q8 => Ok(&self.q8),
+            Encoding::Nf4 => Ok(&self.nf4),
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => Err(Error::NotQuantised { encoding }),
         }
     }
 }

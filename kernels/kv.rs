@@ -107,6 +107,6 @@ impl Kernels {
         let grid = (narrow("the number of rows", n)?, columns(width.div_ceil(4), THREADS), 1);
         // SAFETY: The kernel reads `len` floats at `k` and `v` and `n` rows at `rows`, which have that many, as
         // was checked, and writes into the caches that the rows name, for which the caller vouches.
-        unsafe { self.kv.0.get(layout.encoding).launch(stream, grid, THREADS, 0, &params) }
+        unsafe { self.kv.0.get(layout.encoding)?.launch(stream, grid, THREADS, 0, &params) }
     }
 }

@@ -6,11 +6,12 @@
 //! the caller.
 //!
 //! Activations are f32, except where they go into a matrix product: those are in the encoding of the matrix, so
-//! that tensor cores take both as they are.
+//! that tensor cores take both as they are, or in bf16 where the matrix is quantised.
 
 mod add;
 mod argmax;
 mod attention;
+mod dequantise;
 mod embed;
 mod error;
 mod gemm;
@@ -38,6 +39,7 @@ pub struct Kernels {
     add: add::Add,
     argmax: argmax::Argmax,
     attention: attention::Attention,
+    dequantise: dequantise::Dequantise,
     embed: embed::Embed,
     gemm: gemm::Gemm,
     kv: kv::Kv,
@@ -72,6 +74,7 @@ impl Kernels {
             add: add::Add::load(&loader)?,
             argmax: argmax::Argmax::load(&loader)?,
             attention: attention::Attention::load(&loader)?,
+            dequantise: dequantise::Dequantise::load(&loader)?,
             embed: embed::Embed::load(&loader)?,
             gemm: gemm::Gemm::load(&loader)?,
             kv: kv::Kv::load(&loader)?,
@@ -105,6 +108,9 @@ fn columns(len: usize, threads: u32) -> u32 {
 
 /// How many elements of `encoding` a range holds.
 fn elements(what: &'static str, range: &DeviceSlice, encoding: Encoding) -> Result<usize> {
+    if encoding.block().is_some() {
+        return Err(Error::Quantised { what, encoding });
+    }
     let unit = encoding.row_bytes(1).unwrap_or(1);
     error::check_rows(what, range.len(), unit)
 }

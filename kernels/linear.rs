@@ -23,7 +23,8 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// A view of `bytes` as `rows` rows of `cols` weights. There is at least one column.
     ///
-    /// Any address that is a multiple of an element's size will do. Multiplying is fast where both the address
+    /// Any address that is a multiple of an element's size will do, or of 16 where the rows are quantised.
+    /// Multiplying is fast where both the address
     /// and the bytes of a row are multiples of 16.
     ///
     /// # Errors
@@ -141,13 +142,13 @@ impl<'a> RowsMut<'a> {
 }
 
 impl Kernels {
-    /// `y[i, first + r] = sum over c of W[r, c] x[i, c]`: `x` is `[n, cols]` in the encoding of the matrix, `y`
-    /// has `n` rows.
+    /// `y[i, first + r] = sum over c of W[r, c] x[i, c]`: `x` is `[n, cols]` in the encoding of the matrix, or
+    /// bf16 where that is quantised ([`Encoding::operand`]), `y` has `n` rows.
     ///
     /// Products are summed up in f32. The order of a sum depends on the number of columns, on the encoding and
     /// on whether there are more than [`Kernels::MATVEC_ROWS`] rows, never on how the matrix is cut into tiles:
     /// up to so many rows each is computed as if it were alone, with more a row's last bits can differ from
-    /// that.
+    /// that. With a quantised matrix each row is always computed as if it were alone.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Ragged`] where lengths do not match, or what the driver says.
@@ -158,8 +159,9 @@ impl Kernels {
         x: &DeviceSlice,
         y: &RowsMut<'_>,
     ) -> Result<()> {
-        let n = check_rows("the input of a linear", elements("x", x, matrix.encoding)?, matrix.cols)?;
-        check_aligned("the address of the input of a linear", x.address(), matrix.encoding)?;
+        let operand = matrix.encoding.operand();
+        let n = check_rows("the input of a linear", elements("x", x, operand)?, matrix.cols)?;
+        check_aligned("the address of the input of a linear", x.address(), operand)?;
         check_len("the result of a linear, in rows,", y.rows, n)?;
         if matrix.rows > y.width() {
             let what = "the result of a linear, in columns,";
@@ -170,6 +172,10 @@ impl Kernels {
             return Ok(());
         }
         match n {
+            // Rows of blocks are decoded on the way, for up to four rows of activations at a time.
+            _ if matrix.encoding.block().is_some() => {
+                self.matvec(stream, matrix, x.address(), n, y.address(0), y.stride)
+            }
             1..=Self::MATVEC_ROWS => self.matvec(stream, matrix, x.address(), n, y.address(0), y.stride),
             _ => self.gemm(stream, matrix, x, n, y),
         }
@@ -177,7 +183,11 @@ impl Kernels {
 }
 
 fn check_aligned(what: &'static str, address: u64, encoding: Encoding) -> Result<()> {
-    let unit = encoding.row_bytes(1).unwrap_or(1);
+    let unit = match encoding.block() {
+        // Rows of blocks are read 16 bytes at a time.
+        Some(_) => 16,
+        None => encoding.row_bytes(1).unwrap_or(1),
+    };
     if address.is_multiple_of(unit as u64) {
         Ok(())
     } else {

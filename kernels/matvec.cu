@@ -17,17 +17,18 @@
 //   H100 while memory is at its limit.
 //
 // The order of each sum depends on the number of columns alone. Thread t of 128 adds up the products of the 16
-// bytes t, t + 128, ... of the row in order, lanes are folded as by `warp_sum`, and the four warps as
+// bytes t, t + 128, ... of the row (of its codes, where it is one of blocks) in order, lanes are folded as by `warp_sum`, and the four warps as
 // (0 + 1) + (2 + 3). So a row of the result is the same bits with one row of activations and with eight, in any
 // tiling of the weights, and where slow loads are needed.
-#include "device.cuh"
+#include "blocks.cuh"
 
 struct MatvecParams {
     const unsigned char* matrix;  // [rows, cols]
-    const unsigned char* x;       // [n, cols] in the same encoding
+    const unsigned char* x;       // [n, cols] in the same encoding, or bf16 where that is one of blocks
     float* y;                     // [n, stride], written from column 0 on
     uint64_t stride;
     uint64_t row_bytes;
+    uint64_t x_bytes;  // of a row
     uint32_t rows;
     uint32_t cols;
     uint32_t n;
@@ -104,40 +105,92 @@ __device__ __forceinline__ uint4 gather(const unsigned char* row, uint32_t chunk
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// WIDE: rows of weights and activations start and end at multiples of 16 bytes.
-template <typename Encoding, bool WIDE>
-__device__ __forceinline__ uint4 weights_at(const unsigned char* row, uint32_t chunk, uint32_t cols) {
-    return WIDE ? load_once(row + uint64_t(chunk) * 16) : gather<Encoding>(row, chunk, cols);
-}
+// What a thread loads and multiplies at a time, a chunk: of weights stored one by one. WIDE: rows of weights and
+// activations start and end at multiples of 16 bytes.
+template <typename Encoding, bool IS_WIDE>
+struct Numbers {
+    static constexpr bool WIDE = IS_WIDE;
+    static constexpr int VALUES = Encoding::VALUES;
+    // Values that are decoded at a time.
+    static constexpr int STEP = VALUES;
+    using Loaded = uint4;
 
-template <typename Encoding, bool WIDE>
-__device__ __forceinline__ uint4 inputs_at(const unsigned char* row, uint32_t chunk, uint32_t cols) {
-    return WIDE ? __ldg(reinterpret_cast<const uint4*>(row + uint64_t(chunk) * 16))
-                : gather<Encoding>(row, chunk, cols);
-}
+    static __device__ __forceinline__ void prepare(float*) {}
+    static __device__ __forceinline__ uint4 load(const unsigned char* row, uint32_t chunk, uint32_t cols) {
+        return WIDE ? load_once(row + uint64_t(chunk) * 16) : gather<Encoding>(row, chunk, cols);
+    }
+    static __device__ __forceinline__ void decode(uint4 loaded, int, const float*, float (&out)[STEP]) {
+        Encoding::decode(loaded, out);
+    }
+    static __device__ __forceinline__ void inputs(const unsigned char* row, uint32_t chunk, int, uint32_t cols,
+                                                  float (&out)[STEP]) {
+        Encoding::decode(WIDE ? __ldg(reinterpret_cast<const uint4*>(row + uint64_t(chunk) * 16))
+                              : gather<Encoding>(row, chunk, cols),
+                         out);
+    }
+};
+
+// Of weights stored in blocks, which are always wide, and activations in bf16, which are so where WIDE.
+template <typename Encoding, bool IS_WIDE>
+struct Blocks {
+    static constexpr bool WIDE = IS_WIDE;
+    static constexpr int VALUES = Encoding::VALUES;
+    static constexpr int STEP = PART;
+    struct Loaded {
+        uint4 codes;
+        uint16_t scale;
+    };
+
+    static __device__ __forceinline__ void prepare(float* table) {
+        Encoding::fill(table);
+        __syncthreads();
+    }
+    static __device__ __forceinline__ Loaded load(const unsigned char* row, uint32_t chunk, uint32_t) {
+        return Loaded{load_once(codes_at(row, chunk)), scale_at(row, chunk)};
+    }
+    static __device__ __forceinline__ void decode(const Loaded& loaded, int step, const float* table,
+                                                  float (&out)[STEP]) {
+        Encoding::decode(loaded.codes, step, scale_of(loaded.scale), table, out);
+    }
+    // The last block of a row can have more weights than there are columns.
+    static __device__ __forceinline__ void inputs(const unsigned char* row, uint32_t chunk, int step, uint32_t cols,
+                                                  float (&out)[STEP]) {
+        const uint32_t eight = chunk * (VALUES / STEP) + step;
+        uint4 bytes = make_uint4(0, 0, 0, 0);
+        if (!WIDE) {
+            bytes = gather<Bf16>(row, eight, cols);
+        } else if (eight * STEP < cols) {
+            bytes = __ldg(reinterpret_cast<const uint4*>(row) + eight);
+        }
+        Bf16::decode(bytes, out);
+    }
+};
 
 // Adds the products of one chunk of R rows of weights and N rows of activations.
-template <typename Encoding, int N, int R, bool WIDE>
-__device__ __forceinline__ void multiply(const MatvecParams& p, const uint4 (&weights)[R], uint32_t chunk,
-                                         float (&sums)[N * R]) {
-    constexpr int VALUES = Encoding::VALUES;
-    float w[R][VALUES];
+template <typename Stored, int N, int R>
+__device__ __forceinline__ void multiply(const MatvecParams& p, const typename Stored::Loaded (&weights)[R],
+                                         const float* table, uint32_t chunk, float (&sums)[N * R]) {
+    constexpr int STEP = Stored::STEP;
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-        Encoding::decode(weights[r], w[r]);
-    }
-    const unsigned char* row = p.x;
+    for (int step = 0; step < Stored::VALUES / STEP; ++step) {
+        float w[R][STEP];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        float x[VALUES];
-        Encoding::decode(inputs_at<Encoding, WIDE>(row, chunk, p.cols), x);
-        // Where there are fewer than N rows the last is computed several times over, and written once.
-        row += i + 1 < p.n ? p.row_bytes : 0;
+        for (int r = 0; r < R; ++r) {
+            Stored::decode(weights[r], step, table, w[r]);
+        }
+        const unsigned char* row = p.x;
 #pragma unroll
-        for (int e = 0; e < VALUES; ++e) {
+        for (int i = 0; i < N; ++i) {
+            float x[STEP];
+            Stored::inputs(row, chunk, step, p.cols, x);
+            // Where there are fewer than N rows the last is computed several times over, and written once.
+            row += i + 1 < p.n ? p.x_bytes : 0;
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-                sums[i * R + r] = fmaf(w[r][e], x[e], sums[i * R + r]);
+            for (int e = 0; e < STEP; ++e) {
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    sums[i * R + r] = fmaf(w[r][e], x[e], sums[i * R + r]);
+                }
             }
         }
     }
@@ -167,12 +220,14 @@ __device__ __forceinline__ float fold(float (&values)[V]) {
     return values[0];
 }
 
-template <typename Encoding, int N, int R, bool WIDE>
+template <typename Stored, int N, int R>
 __device__ __forceinline__ void matvec(const MatvecParams& p) {
-    constexpr int DEPTH = WIDE ? LOADS / R : 1;
+    constexpr int DEPTH = Stored::WIDE ? LOADS / R : 1;
     constexpr int V = N * R;
     __shared__ float partial[WARPS][V];
-    const uint32_t chunks = (p.cols + Encoding::VALUES - 1) / Encoding::VALUES;
+    __shared__ float table[16];
+    Stored::prepare(table);
+    const uint32_t chunks = (p.cols + Stored::VALUES - 1) / Stored::VALUES;
     const uint32_t first = blockIdx.x * R;
     const unsigned char* row[R];
 #pragma unroll
@@ -187,34 +242,34 @@ __device__ __forceinline__ void matvec(const MatvecParams& p) {
 
     uint32_t chunk = threadIdx.x;
     for (; chunk + (DEPTH - 1) * THREADS < chunks; chunk += DEPTH * THREADS) {
-        uint4 weights[DEPTH][R];
+        typename Stored::Loaded weights[DEPTH][R];
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                weights[d][r] = weights_at<Encoding, WIDE>(row[r], chunk + d * THREADS, p.cols);
+                weights[d][r] = Stored::load(row[r], chunk + d * THREADS, p.cols);
             }
         }
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
-            multiply<Encoding, N, R, WIDE>(p, weights[d], chunk + d * THREADS, sums);
+            multiply<Stored, N, R>(p, weights[d], table, chunk + d * THREADS, sums);
         }
     }
     if (DEPTH > 1) {
-        uint4 weights[DEPTH][R];
+        typename Stored::Loaded weights[DEPTH][R];
 #pragma unroll
         for (int d = 0; d < DEPTH - 1; ++d) {
 #pragma unroll
             for (int r = 0; r < R; ++r) {
                 if (chunk + d * THREADS < chunks) {
-                    weights[d][r] = weights_at<Encoding, WIDE>(row[r], chunk + d * THREADS, p.cols);
+                    weights[d][r] = Stored::load(row[r], chunk + d * THREADS, p.cols);
                 }
             }
         }
 #pragma unroll
         for (int d = 0; d < DEPTH - 1; ++d) {
             if (chunk + d * THREADS < chunks) {
-                multiply<Encoding, N, R, WIDE>(p, weights[d], chunk + d * THREADS, sums);
+                multiply<Stored, N, R>(p, weights[d], table, chunk + d * THREADS, sums);
             }
         }
     }
@@ -236,27 +291,47 @@ __device__ __forceinline__ void matvec(const MatvecParams& p) {
     }
 }
 
-// MATVEC(encoding, rows of activations, rows of weights, WIDE). The second bound is of blocks that a multiprocessor
-// holds at once: it limits registers.
-#define MATVEC(name, Encoding, N, R, WIDE, BLOCKS) \
-    KERNEL __launch_bounds__(THREADS, BLOCKS) name(const MatvecParams p) { matvec<Encoding, N, R, WIDE>(p); }
+// MATVEC(name, what is stored how, rows of activations, rows of weights, blocks). The last is of blocks that a
+// multiprocessor holds at once: it limits registers.
+#define MATVEC(name, Stored, N, R, BLOCKS) \
+    KERNEL __launch_bounds__(THREADS, BLOCKS) name(const MatvecParams p) { matvec<Stored, N, R>(p); }
 
-MATVEC(matvec1_f32, F32, 1, 2, true, 8)
-MATVEC(matvec1_f16, F16, 1, 2, true, 8)
-MATVEC(matvec1_bf16, Bf16, 1, 2, true, 8)
-MATVEC(matvec2_f32, F32, 2, 2, true, 8)
-MATVEC(matvec2_f16, F16, 2, 2, true, 8)
-MATVEC(matvec2_bf16, Bf16, 2, 2, true, 8)
-MATVEC(matvec4_f32, F32, 4, 4, true, 5)
-MATVEC(matvec4_f16, F16, 4, 4, true, 5)
-MATVEC(matvec4_bf16, Bf16, 4, 4, true, 5)
-MATVEC(matvec8_f32, F32, 8, 4, true, 3)
-MATVEC(matvec8_f16, F16, 8, 4, true, 3)
-MATVEC(matvec8_bf16, Bf16, 8, 4, true, 3)
+using WideF32 = Numbers<F32, true>;
+using WideF16 = Numbers<F16, true>;
+using WideBf16 = Numbers<Bf16, true>;
+using WideQ8 = Blocks<Q8, true>;
+using WideNf4 = Blocks<Nf4, true>;
+MATVEC(matvec1_f32, WideF32, 1, 2, 8)
+MATVEC(matvec1_f16, WideF16, 1, 2, 8)
+MATVEC(matvec1_bf16, WideBf16, 1, 2, 8)
+MATVEC(matvec1_q8, WideQ8, 1, 2, 8)
+MATVEC(matvec1_nf4, WideNf4, 1, 2, 8)
+MATVEC(matvec2_f32, WideF32, 2, 2, 8)
+MATVEC(matvec2_f16, WideF16, 2, 2, 8)
+MATVEC(matvec2_bf16, WideBf16, 2, 2, 8)
+MATVEC(matvec2_q8, WideQ8, 2, 2, 5)
+MATVEC(matvec2_nf4, WideNf4, 2, 2, 5)
+MATVEC(matvec4_f32, WideF32, 4, 4, 5)
+MATVEC(matvec4_f16, WideF16, 4, 4, 5)
+MATVEC(matvec4_bf16, WideBf16, 4, 4, 5)
+MATVEC(matvec4_q8, WideQ8, 4, 4, 4)
+MATVEC(matvec4_nf4, WideNf4, 4, 4, 4)
+MATVEC(matvec8_f32, WideF32, 8, 4, 3)
+MATVEC(matvec8_f16, WideF16, 8, 4, 3)
+MATVEC(matvec8_bf16, WideBf16, 8, 4, 3)
 // Rows that start anywhere: for one or for up to four rows of activations at a time, which is right but not fast.
-MATVEC(matvec1_any_f32, F32, 1, 2, false, 4)
-MATVEC(matvec1_any_f16, F16, 1, 2, false, 4)
-MATVEC(matvec1_any_bf16, Bf16, 1, 2, false, 4)
-MATVEC(matvec4_any_f32, F32, 4, 2, false, 4)
-MATVEC(matvec4_any_f16, F16, 4, 2, false, 4)
-MATVEC(matvec4_any_bf16, Bf16, 4, 2, false, 4)
+using AnyF32 = Numbers<F32, false>;
+using AnyF16 = Numbers<F16, false>;
+using AnyBf16 = Numbers<Bf16, false>;
+using AnyQ8 = Blocks<Q8, false>;
+using AnyNf4 = Blocks<Nf4, false>;
+MATVEC(matvec1_any_f32, AnyF32, 1, 2, 4)
+MATVEC(matvec1_any_f16, AnyF16, 1, 2, 4)
+MATVEC(matvec1_any_bf16, AnyBf16, 1, 2, 4)
+MATVEC(matvec1_any_q8, AnyQ8, 1, 2, 4)
+MATVEC(matvec1_any_nf4, AnyNf4, 1, 2, 4)
+MATVEC(matvec4_any_f32, AnyF32, 4, 2, 4)
+MATVEC(matvec4_any_f16, AnyF16, 4, 2, 4)
+MATVEC(matvec4_any_bf16, AnyBf16, 4, 2, 4)
+MATVEC(matvec4_any_q8, AnyQ8, 4, 2, 4)
+MATVEC(matvec4_any_nf4, AnyNf4, 4, 2, 4)

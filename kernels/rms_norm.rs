@@ -85,7 +85,7 @@ impl Kernels {
         let grid = (narrow("the number of rows", n)?, 1, 1);
         // SAFETY: The kernel reads and writes `n` rows of `cols` elements at each address but that of the
         // weight, which has one, and leaves `delta` alone where it is null; lengths were checked.
-        unsafe { self.rms_norm.rows.get(encoding).launch(stream, grid, threads, 0, &params) }
+        unsafe { self.rms_norm.rows.get(encoding)?.launch(stream, grid, threads, 0, &params) }
     }
 
     /// [`Kernels::rms_norm`] of each head for itself, in place: `heads` is f32 `[m, head_dim]`, `weight` f32

@@ -46,6 +46,6 @@ impl Kernels {
         let blocks = self.blocks(len.div_ceil(4), THREADS);
         // SAFETY: The kernel reads `len` floats at `gate` and `up` and writes as many elements at `out`, which
         // have that many, as was checked.
-        unsafe { self.swiglu.0.get(encoding).launch(stream, (blocks, 1, 1), THREADS, 0, &params) }
+        unsafe { self.swiglu.0.get(encoding)?.launch(stream, (blocks, 1, 1), THREADS, 0, &params) }
     }
 }

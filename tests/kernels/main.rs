@@ -9,6 +9,7 @@
 mod add;
 mod argmax;
 mod attention;
+mod blocks;
 mod embed;
 mod gemm;
 mod kv;
@@ -138,6 +139,10 @@ pub fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
         Encoding::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         Encoding::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
         Encoding::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        Encoding::Q8 | Encoding::Nf4 => {
+            assert!(values.is_empty(), "values are in plain encodings");
+            Vec::new()
+        }
     }
 }
 
@@ -147,6 +152,10 @@ pub fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
         Encoding::F32 => bytemuck::pod_collect_to_vec(bytes),
         Encoding::F16 => halves().map(|x| f16::from_le_bytes(x).to_f32()).collect(),
         Encoding::Bf16 => halves().map(|x| bf16::from_le_bytes(x).to_f32()).collect(),
+        Encoding::Q8 | Encoding::Nf4 => {
+            assert!(bytes.is_empty(), "values are in plain encodings");
+            Vec::new()
+        }
     }
 }
 
@@ -161,6 +170,7 @@ pub fn rounding(encoding: Encoding) -> (f64, f64) {
         Encoding::F32 => (ROUNDING, 0.0),
         Encoding::F16 => (2_f64.powi(-11), 2_f64.powi(-25)),
         Encoding::Bf16 => (2_f64.powi(-8), 0.0),
+        Encoding::Q8 | Encoding::Nf4 => (f64::NAN, f64::NAN),
     }
 }
 

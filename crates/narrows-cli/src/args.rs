@@ -210,6 +210,45 @@ pub(crate) struct Pack {
     /// Delete each weight file of the checkpoint once all that it held is packed, durable and verified.
     #[arg(long)]
     pub(crate) consume_source: bool,
+    /// What the matrices of layers are stored as: `none`: as they are; `auto`: as they are if the weights then fit
+    /// in 80 % of the memory that is available here, else q8 if they fit so, else nf4. Embeddings, norms and
+    /// biases always stay as they are.
+    #[arg(long, value_name = "none|q8|nf4|auto", default_value = "none")]
+    pub(crate) quant: Quant,
+    /// What the projections of attention are stored as [default: as --quant].
+    #[arg(long, value_name = "none|q8|nf4")]
+    pub(crate) quant_attn: Option<QuantPart>,
+    /// What the head is stored as, if it is not the embedding table [default: as --quant].
+    #[arg(long, value_name = "none|q8|nf4")]
+    pub(crate) quant_head: Option<QuantPart>,
+    /// Threads that quantise [default: all of the machine's].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quant {
+    None,
+    Q8,
+    Nf4,
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuantPart {
+    None,
+    Q8,
+    Nf4,
+}
+
+impl QuantPart {
+    pub(crate) const fn encoding(self) -> Option<narrows::Encoding> {
+        match self {
+            Self::None => None,
+            Self::Q8 => Some(narrows::Encoding::Q8),
+            Self::Nf4 => Some(narrows::Encoding::Nf4),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -314,7 +353,7 @@ fn context(text: &str) -> Result<narrows::Context, String> {
 }
 
 fn encoding(text: &str) -> Result<narrows::Encoding, String> {
-    narrows::Encoding::ALL
+    narrows::Encoding::PLAIN
         .into_iter()
         .find(|encoding| encoding.name() == text)
         .ok_or_else(|| "not one of f32, bf16, f16".to_owned())

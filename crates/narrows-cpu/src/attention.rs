@@ -69,6 +69,9 @@ impl Cpu {
             return check_len("the result of an attention", out.len(), 0);
         };
         let KvView { encoding, kv_heads, head_dim, .. } = *kv;
+        if encoding.block().is_some() {
+            return Err(Error::Quantised { what: "a KV cache", encoding });
+        }
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(Error::Heads { heads, kv_heads });
         }

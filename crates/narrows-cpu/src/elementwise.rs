@@ -14,7 +14,7 @@ use crate::{Cpu, Error};
 const CHUNK: usize = 1 << 14;
 
 impl Cpu {
-    /// Stored weights as `f32`: rows of an embedding, biases, norms.
+    /// Stored weights as `f32`: rows of an embedding, biases, norms; of a quantised matrix one row.
     pub fn decode(&self, encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
         let expected = encoding.row_bytes(out.len()).ok_or(Error::Overflow { what: "stored weights" })?;
         check_len("stored weights", bytes.len(), expected)?;
@@ -24,7 +24,8 @@ impl Cpu {
 
     /// `f32` in stored form, rounded to the nearest, ties to even: what goes into a KV cache.
     ///
-    /// Too big for the encoding becomes infinity, and NaN stays NaN.
+    /// Too big for the encoding becomes infinity, and NaN stays NaN; where the encoding is one of blocks, which
+    /// store one row, both are an [`Error::Row`].
     pub fn encode(&self, values: &[f32], encoding: Encoding, out: &mut [u8]) -> Result<(), Error> {
         let expected = encoding.row_bytes(values.len()).ok_or(Error::Overflow { what: "stored weights" })?;
         check_len("the destination of stored weights", out.len(), expected)?;
@@ -32,6 +33,7 @@ impl Cpu {
             Encoding::F32 => encode_each(values, out, f32::to_le_bytes),
             Encoding::F16 => encode_each(values, out, |value| f16::from_f32(value).to_le_bytes()),
             Encoding::Bf16 => encode_each(values, out, |value| bf16::from_f32(value).to_le_bytes()),
+            Encoding::Q8 | Encoding::Nf4 => narrows_shard::blocks::quantise(encoding, values, out)?,
         }
         Ok(())
     }

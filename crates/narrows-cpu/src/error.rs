@@ -1,3 +1,6 @@
+use narrows_shard::Encoding;
+use narrows_shard::blocks::RowError;
+
 use crate::Isa;
 
 /// Why an operation was refused. Nothing has been written when an operation returns one.
@@ -60,6 +63,17 @@ pub enum Error {
         /// What differs.
         what: &'static str,
     },
+    /// Something is in an encoding that only weights can be in.
+    #[error("{what} cannot be in {encoding}")]
+    Quantised {
+        /// What.
+        what: &'static str,
+        /// The encoding.
+        encoding: Encoding,
+    },
+    /// A row holds what cannot be quantised.
+    #[error(transparent)]
+    Row(#[from] RowError),
     /// A rotary embedding needs an even head dimension.
     #[error("a head of odd dimension {head_dim} has no two halves to rotate")]
     OddHead {

@@ -1,6 +1,6 @@
 //! The operations of a decoder, computed on the CPU.
 //!
-//! Weights are read in the form in which they are stored (bf16, f16, f32), at any address, and never
+//! Weights are read in the form in which they are stored (bf16, f16, f32, q8, nf4), at any address, and never
 //! copied into another form as a whole; activations are `f32`. Shapes are written `[rows, cols]`, row
 //! after row. A [`Cpu`] holds the threads and the instruction set; the operations are its methods.
 //!

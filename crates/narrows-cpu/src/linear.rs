@@ -88,6 +88,8 @@ impl EncodedKernel for Linear<'_> {
 pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsMut<'_>) {
     let n = x.len() / w.cols();
     match batch::<S>(n) {
+        // To decode a vector of a block takes longer than to add it, and more places to keep for each row.
+        1 if E::SPAN > 1 => stream::<S, E, TILE, 1>(simd, w, x, &mut y),
         // Eight sums at a time, since an addition takes about four cycles and two can start in each.
         1 => stream::<S, E, { 2 * TILE }, 1>(simd, w, x, &mut y),
         2 => stream::<S, E, TILE, 2>(simd, w, x, &mut y),
@@ -252,21 +254,34 @@ fn dots<S: Simd, E: Stored, const R: usize, const N: usize>(
     let mut sums = [[simd.splat(0.0); R]; N];
     let (mut weights, mut inputs) = ([simd.splat(0.0); R], [simd.splat(0.0); N]);
     let mut col = 0;
-    while col + S::LANES <= cols {
+    while col < cols / S::LANES * S::LANES {
+        // As many vectors as share a cursor, a number that the compiler knows, or the last of a row one by one.
+        let whole = const { if E::SPAN > S::LANES { E::SPAN } else { S::LANES } };
+        let span = if col + whole <= cols { whole } else { S::LANES };
+        // SAFETY: by the assertion `w[0]` has the bytes up to column `from + cols`, which is beyond this one.
+        let mut cursors = [unsafe { E::cursor(simd, w[0].as_ptr(), from + col) }; R];
         for r in 0..R {
             if N == 1 {
                 simd.prefetch(w[r].as_ptr().wrapping_add(E::bytes(from + col) + AHEAD));
             }
-            // SAFETY: by the assertion `w[r]` has the bytes up to column `from + cols`, and `col + LANES`
-            // is no more than `cols`.
-            weights[r] = unsafe { E::load(simd, w[r].as_ptr(), from + col) };
+            // SAFETY: as above, for `w[r]`.
+            cursors[r] = unsafe { E::cursor(simd, w[r].as_ptr(), from + col) };
         }
-        for i in 0..N {
-            // SAFETY: by the assertion `x[i]` has `cols` floats, and `col + LANES` is no more.
-            inputs[i] = unsafe { simd.load_f32(x[i].as_ptr().add(col).cast()) };
+        let mut offset = 0;
+        while offset < span {
+            for r in 0..R {
+                // SAFETY: by the assertion `w[r]` has the bytes up to column `from + cols`, and
+                // `col + offset + LANES` is no more than `cols`.
+                weights[r] = unsafe { E::load(simd, cursors[r], offset) };
+            }
+            for i in 0..N {
+                // SAFETY: by the assertion `x[i]` has `cols` floats, and `col + offset + LANES` is no more.
+                inputs[i] = unsafe { simd.load_f32(x[i].as_ptr().add(col + offset).cast()) };
+            }
+            add_products(simd, &mut sums, &weights, &inputs);
+            offset += S::LANES;
         }
-        add_products(simd, &mut sums, &weights, &inputs);
-        col += S::LANES;
+        col += span;
     }
     if col < cols {
         for r in 0..R {

@@ -75,7 +75,7 @@ fn main() {
     cold(&source);
     let start = Instant::now();
     let weights = WeightFiles::open(&source).unwrap();
-    pack(&weights, &layout, &out, &PackOptions { consume_source: true }, &mut |_| {}).unwrap();
+    pack(&weights, &layout, &out, &PackOptions { consume_source: true, threads: 2 }, &mut |_| {}).unwrap();
     println!("consuming the source: {:.2} GB/s", bytes.get() as f64 / 1e9 / start.elapsed().as_secs_f64());
     if let Ok(status) = fs::read_to_string("/proc/self/status") {
         status

@@ -45,11 +45,11 @@ impl WeightFile {
 /// A tensor: what it is, and where its bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// The element type as safetensors names it.
+    /// The element type as safetensors names it; `U8` where weights are quantised.
     pub dtype: Dtype,
     /// How its weights are stored; `None` for a dtype that we do not compute with.
     pub encoding: Option<Encoding>,
-    /// Its dimensions, outermost first; empty for a scalar.
+    /// Its dimensions, outermost first; empty for a scalar. Those of the weights, also where they are quantised.
     pub shape: Vec<usize>,
     /// Index into [`WeightFiles::files`].
     pub file: usize,

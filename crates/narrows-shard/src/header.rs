@@ -10,16 +10,33 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use safetensors::tensor::Metadata;
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::unique::Unique;
-use crate::{Bytes, Encoding, Error, Tensor};
+use crate::{Bytes, Dtype, Encoding, Error, Tensor};
 
 /// Tensors whose names begin so are padding in a shard, and never listed.
 pub const FILLER_PREFIX: &str = "__filler__.";
 
 /// The key under which a header keeps text about the file.
 pub(crate) const METADATA: &str = "__metadata__";
+
+/// The key of the metadata that says how the tensors of a shard are encoded: [`VERBATIM`], or a JSON object of the
+/// tensors that are [`Encoded`], by name.
+pub(crate) const ENCODINGS: &str = "narrows.encodings";
+
+/// All tensors as their dtypes say.
+pub(crate) const VERBATIM: &str = "verbatim";
+
+/// What a header says about a tensor of bytes that hold quantised weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Encoded {
+    pub(crate) encoding: Encoding,
+    /// The length of a row, which its bytes do not tell where the last block is not full.
+    pub(crate) cols: usize,
+}
 
 /// Bytes in front of the JSON: its length, as a little-endian u64.
 pub(crate) const LENGTH_BYTES: usize = 8;
@@ -78,7 +95,7 @@ pub(crate) fn parse_json(path: &Path, json: &str, file_len: u64) -> Result<Heade
         return Err(invalid(problem).with_hint("the download may be incomplete; download this file again"));
     }
 
-    let tensors = parsed
+    let mut tensors: BTreeMap<String, Tensor> = parsed
         .tensors()
         .into_iter()
         .map(|(name, info)| {
@@ -93,7 +110,34 @@ pub(crate) fn parse_json(path: &Path, json: &str, file_len: u64) -> Result<Heade
             (name, tensor)
         })
         .collect();
+    if let Some(text) = guard.metadata.get(ENCODINGS).filter(|text| *text != VERBATIM) {
+        let Unique(encodings) = serde_json::from_str(text)
+            .map_err(|e| invalid(format!("bad header: what it says under {ENCODINGS}: {e}")))?;
+        for (name, encoded) in encodings {
+            let as_said = tensors.get_mut(&name).is_some_and(|tensor| reinterpret(tensor, encoded));
+            if !as_said {
+                let Encoded { encoding, cols } = encoded;
+                let problem = format!("no tensor {name:?} holds rows of {cols} weights in {encoding}");
+                return Err(invalid(format!("bad header: {problem}, as it says under {ENCODINGS}")));
+            }
+        }
+    }
     Ok(Header { metadata: guard.metadata, tensors })
+}
+
+/// Makes a tensor of bytes one of weights, `[rows, cols]`; `false` if its shape is not that of such rows.
+fn reinterpret(tensor: &mut Tensor, Encoded { encoding, cols }: Encoded) -> bool {
+    let &[rows, row_bytes] = &tensor.shape[..] else { return false };
+    if tensor.dtype != Dtype::U8
+        || cols == 0
+        || encoding.block().is_none()
+        || encoding.row_bytes(cols) != Some(row_bytes)
+    {
+        return false;
+    }
+    tensor.encoding = Some(encoding);
+    tensor.shape = vec![rows, cols];
+    true
 }
 
 /// The JSON in the header of the file at `path`.

@@ -1,7 +1,7 @@
 //! Bytes at rest: Hugging Face checkpoints in, shards out, and the encodings of tensors.
 //!
 //! This crate maps tensor names to checked byte ranges of files, and packs them into shards. It knows no
-//! CUDA, no threads and no transformer, and it trusts no byte that it reads.
+//! CUDA and no transformer, it trusts no byte that it reads, and only quantising starts threads.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), narrows_shard::Error> {
@@ -14,6 +14,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 mod checkpoint;
 mod checksum;
 mod encoding;

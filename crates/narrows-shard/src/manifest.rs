@@ -11,7 +11,10 @@ use crate::{Bytes, Checksum, Error};
 pub const MANIFEST: &str = "narrows.json";
 
 pub(crate) const FORMAT: &str = "narrows-pack";
-pub(crate) const VERSION: u32 = 1;
+/// The version of packs whose tensors are all as the checkpoint had them.
+pub(crate) const VERSION_VERBATIM: u32 = 1;
+/// The version of packs that hold quantised tensors.
+pub(crate) const VERSION_ENCODED: u32 = 2;
 
 const MAX_MANIFEST: u64 = 100_000_000;
 
@@ -23,7 +26,7 @@ const MAX_MANIFEST: u64 = 100_000_000;
 pub struct Manifest {
     /// `narrows-pack`.
     pub format: String,
-    /// The version of the format, 1.
+    /// The version of the format: 1, or 2 where tensors are quantised.
     pub version: u32,
     /// What was packed.
     pub source: Source,
@@ -95,9 +98,10 @@ impl Manifest {
         if preamble.format != FORMAT {
             return Err(invalid(format!("not the manifest of a pack: format {:?}", preamble.format)));
         }
-        if preamble.version != VERSION {
+        if !(VERSION_VERBATIM..=VERSION_ENCODED).contains(&preamble.version) {
             let version = preamble.version;
-            return Err(invalid(format!("pack of version {version}; this program reads version {VERSION}")));
+            let known = format!("{VERSION_VERBATIM} and {VERSION_ENCODED}");
+            return Err(invalid(format!("pack of version {version}; this program reads versions {known}")));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(damaged)?;
         if manifest.to_bytes(path)? != bytes || manifest.own_checksum(path)? != manifest.checksum {

@@ -90,7 +90,7 @@ impl<B: Backend> Decoder<B> {
             let computed = half.attention(&mut sequences).and_then(|()| half.mlp());
             computed.map_err(|error| pass.named(error))?;
         }
-        let encoding = pass.head_encoding();
+        let encoding = pass.head_operand();
         let finished = backend.finish(pass.final_norm()?, a.norm_eps, encoding);
         finished.and_then(|()| pass.head(backend, t.wanted.is_empty())).map_err(|error| pass.named(error))?;
         let logits = backend.logits().map_err(|error| pass.named(error))?;
@@ -164,7 +164,7 @@ impl<B: Backend> Half<'_, '_, B> {
                 self.backend.norm_heads(heads, norm, a.norm_eps)?;
             }
         }
-        let encoding = self.pass.encoding(layer, LayerWeight::OProj);
+        let encoding = self.pass.operand(layer, LayerWeight::OProj);
         self.backend.attention(layer, a.windows[layer], sequences, encoding)?;
         self.project(LayerWeight::OProj, LayerWeight::OBias, Activation::Attended, Activation::Projected)
     }
@@ -179,7 +179,7 @@ impl<B: Backend> Half<'_, '_, B> {
                 (LayerWeight::UpProj, LayerWeight::UpBias, Activation::Up),
             ],
         )?;
-        self.backend.swiglu(self.pass.encoding(self.layer, LayerWeight::DownProj))?;
+        self.backend.swiglu(self.pass.operand(self.layer, LayerWeight::DownProj))?;
         self.project(
             LayerWeight::DownProj,
             LayerWeight::DownBias,
@@ -188,8 +188,8 @@ impl<B: Backend> Half<'_, '_, B> {
         )
     }
 
-    /// The projections that share a norm. They are all in one encoding in most models; where not, the norm is
-    /// made again for the next.
+    /// The projections that share a norm. They are all multiplied with one encoding in most models; where not, the
+    /// norm is made again for the next.
     fn project_normed(
         &mut self,
         mut add: bool,
@@ -198,7 +198,7 @@ impl<B: Backend> Half<'_, '_, B> {
     ) -> Result<()> {
         let mut made = None;
         for &(weight, bias, to) in projections {
-            let encoding = self.pass.encoding(self.layer, weight);
+            let encoding = self.pass.operand(self.layer, weight);
             if made != Some(encoding) {
                 let norm = self.pass.vector(self.layer, norm).ok_or_else(|| missing(norm))?;
                 self.backend.norm(add, norm, self.a.norm_eps, encoding)?;

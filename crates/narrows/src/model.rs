@@ -7,6 +7,7 @@ use narrows_shard::{Bytes, Encoding, Layout, Reader, ShardLayout, Tensor, Weight
 
 use crate::architecture::{Architecture, Weight, WeightSpec};
 use crate::error::{Error, Result};
+use crate::quantisation::Quantisation;
 
 /// Files beside the weights that belong to a model, copied into a pack.
 const SIDECARS: [&str; 14] = [
@@ -41,6 +42,12 @@ pub(crate) struct Located {
     pub(crate) name: String,
     pub(crate) tensor: Tensor,
     pub(crate) encoding: Encoding,
+}
+
+impl Located {
+    fn bytes_as(&self, quantisation: &Quantisation) -> Bytes {
+        quantisation.bytes(self.weight, &self.tensor.shape, self.tensor.bytes())
+    }
 }
 
 impl Model {
@@ -115,17 +122,29 @@ impl Model {
     /// Size of all weights.
     #[must_use]
     pub fn weight_bytes(&self) -> Bytes {
-        self.weights.iter().map(|located| located.tensor.bytes()).sum()
+        self.weight_bytes_as(&Quantisation::default())
+    }
+
+    /// What [`Model::weight_bytes`] would be of a pack of this model.
+    #[must_use]
+    pub fn weight_bytes_as(&self, quantisation: &Quantisation) -> Bytes {
+        self.weights.iter().map(|located| located.bytes_as(quantisation)).sum()
     }
 
     /// Size of the weights that one pass over the model reads: all but an embedding table of its own, of
     /// which a pass needs only the rows of its tokens.
     #[must_use]
     pub fn pass_bytes(&self) -> Bytes {
+        self.pass_bytes_as(&Quantisation::default())
+    }
+
+    /// What [`Model::pass_bytes`] would be of a pack of this model.
+    #[must_use]
+    pub fn pass_bytes_as(&self, quantisation: &Quantisation) -> Bytes {
         let walked = |located: &&Located| {
             located.weight != Weight::Embedding || self.head().weight == Weight::Embedding
         };
-        self.weights.iter().filter(walked).map(|located| located.tensor.bytes()).sum()
+        self.weights.iter().filter(walked).map(|located| located.bytes_as(quantisation)).sum()
     }
 
     pub(crate) fn located(&self) -> &[Located] {
@@ -160,7 +179,7 @@ impl Model {
 
     /// The shards that a pack of this model is made of: the embedding, every layer, the head.
     #[must_use]
-    pub fn pack_layout(&self) -> Layout {
+    pub fn pack_layout(&self, quantisation: &Quantisation) -> Layout {
         let mut shards: Vec<ShardLayout> = Vec::new();
         for located in &self.weights {
             let shard = match located.weight {
@@ -173,9 +192,15 @@ impl Model {
                 _ => shards.push(ShardLayout { name: shard, tensors: vec![located.name.clone()] }),
             }
         }
+        let encodings = self
+            .weights
+            .iter()
+            .filter_map(|l| Some((l.name.clone(), quantisation.of(l.weight, &l.tensor.shape)?)))
+            .collect();
         Layout {
             architecture: self.architecture.family.to_owned(),
             shards,
+            encodings,
             sidecars: SIDECARS.map(str::to_owned).to_vec(),
         }
     }
@@ -201,5 +226,8 @@ fn locate(architecture: &Architecture, files: &WeightFiles, spec: WeightSpec) ->
     let Some(encoding) = tensor.encoding else {
         return Err(Error::unsupported(file, format!("dtype {:?} of tensor {name}", tensor.dtype)));
     };
+    if encoding.block().is_some() && matches!(weight, Weight::Embedding) {
+        return Err(Error::unsupported(file, format!("an embedding table in {encoding}")));
+    }
     Ok(Some(Located { weight, name, tensor: tensor.clone(), encoding }))
 }

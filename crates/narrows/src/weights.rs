@@ -136,14 +136,14 @@ impl<'w, B: Backend> Pass<'w, B> {
             .ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
     }
 
-    /// How a matrix of a layer is stored.
-    pub(crate) fn encoding(&self, layer: usize, weight: LayerWeight) -> Encoding {
-        self.tiling.layers[layer][weight as usize].as_ref().map_or(Encoding::F32, |matrix| matrix.encoding)
+    /// The encoding of what a matrix of a layer is multiplied with.
+    pub(crate) fn operand(&self, layer: usize, weight: LayerWeight) -> Encoding {
+        operand(self.tiling.layers[layer][weight as usize].as_ref())
     }
 
-    /// How the head is stored.
-    pub(crate) fn head_encoding(&self) -> Encoding {
-        self.tiling.head.as_ref().map_or(Encoding::F32, |matrix| matrix.encoding)
+    /// The encoding of what the head is multiplied with.
+    pub(crate) fn head_operand(&self) -> Encoding {
+        operand(self.tiling.head.as_ref())
     }
 
     /// `to[i, :] = W from[i, :]` for a matrix of a layer.
@@ -194,6 +194,10 @@ impl<'w, B: Backend> Pass<'w, B> {
         }
         Ok(())
     }
+}
+
+fn operand(matrix: Option<&tiling::Matrix>) -> Encoding {
+    matrix.map_or(Encoding::F32, |matrix| matrix.encoding.operand())
 }
 
 fn row_bytes(encoding: Encoding, cols: usize) -> Result<usize> {

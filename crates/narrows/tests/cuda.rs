@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use narrows::{
-    Bytes, Carving, Device, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput,
-    Workload,
+    Bytes, Carving, Device, Encoding, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation,
+    Request, ScoreInput, Workload,
 };
 use narrows_softgpu::{Finished, SoftGpu, skip_or_fail};
 use safetensors::SafeTensors;
@@ -107,6 +107,44 @@ fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
         // Each token alone takes other kernels, and they must agree about what comes next.
         assert_eq!(greedy(&mut engine, &ids, 4).len(), ids.len());
     }
+}
+
+/// A pack with attention in q8 and the rest in nf4, beside the same pack on the CPU in float32.
+#[test]
+fn quantised_packs_compute_as_on_the_cpu() {
+    const TEST: &str = "quantised_packs_compute_as_on_the_cpu";
+    if !SoftGpu::inside() {
+        if skip_or_fail() {
+            for arch in [(7, 5), (9, 0)] {
+                let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(1).arch(arch.0, arch.1);
+                clean(&gpu, TEST, &[]);
+            }
+        }
+        return;
+    }
+    let (nf4, q8) = (Some(Encoding::Nf4), Some(Encoding::Q8));
+    let pack = tempfile::tempdir().unwrap();
+    let source = Model::open(data("llama")).unwrap();
+    let layout = source.pack_layout(&Quantisation { layers: nf4, attention: q8, head: q8 });
+    narrows_shard::pack(source.files(), &layout, pack.path(), &Default::default(), &mut |_| ()).unwrap();
+    let workload = Workload { sequences: 2, positions: 512, step_rows: 64, wanted_rows: 64 };
+    let ids: Vec<Vec<u32>> = vec![IDS.map(|id| id % 256).to_vec(), (0..30).collect()];
+    let on_device = {
+        let mut engine = engine(pack.path(), Engine::builder().workload(workload)).unwrap();
+        let together = logits(&mut engine, &ids).unwrap();
+        let alone: Vec<_> =
+            ids.iter().flat_map(|ids| logits(&mut engine, std::slice::from_ref(ids)).unwrap()).collect();
+        assert_eq!(together.len(), alone.len());
+        assert_eq!(greedy(&mut engine, &ids, 4).len(), ids.len());
+        together
+    };
+    let mut on_cpu = Engine::builder().workload(workload).build(Model::open(pack.path()).unwrap()).unwrap();
+    let exact = logits(&mut on_cpu, &ids).unwrap();
+    let error = root_mean_square(exact.iter().zip(&on_device).map(|(a, b)| f64::from(a - b)));
+    let size = root_mean_square(exact.iter().map(|x| f64::from(*x)));
+    // As for checkpoints: twice what transformers' bf16 runs are off by.
+    assert!(error <= 2.0 * 0.004 * size, "{error:.2e} of {size:.2e}");
+    assert!(error > 0.0);
 }
 
 const IDS: [u32; 8] = [1, 335, 13, 298, 397, 776, 261, 874];

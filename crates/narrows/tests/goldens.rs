@@ -4,7 +4,9 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Encoding, Engine, EngineBuilder, Error, Model, Prompt, Request, ScoreInput, Workload};
+use narrows::{
+    Encoding, Engine, EngineBuilder, Error, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
+};
 use safetensors::SafeTensors;
 
 /// Largest difference of a logit from transformers in float32.
@@ -85,7 +87,14 @@ fn check(name: &str) {
     let pack = tempfile::tempdir().unwrap();
     let source = Model::open(data(name)).unwrap();
     let options = narrows_shard::PackOptions::default();
-    narrows_shard::pack(source.files(), &source.pack_layout(), pack.path(), &options, &mut |_| ()).unwrap();
+    narrows_shard::pack(
+        source.files(),
+        &source.pack_layout(&Quantisation::default()),
+        pack.path(),
+        &options,
+        &mut |_| (),
+    )
+    .unwrap();
     let mut in_place = None;
     for dir in [data(name), pack.path().to_owned()] {
         let mut engine = engine(&dir, Engine::builder());

@@ -6,7 +6,10 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Bytes, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Request, ScoreInput, Workload};
+use narrows::{
+    Bytes, Encoding, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation, Request, ScoreInput,
+    Workload,
+};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/checkpoints").join(name)
@@ -47,41 +50,65 @@ fn minimum(dir: &Path, builder: &EngineBuilder) -> Bytes {
     }
 }
 
+fn pack(name: &str, quantisation: &Quantisation) -> tempfile::TempDir {
+    let pack = tempfile::tempdir().unwrap();
+    let source = Model::open(data(name)).unwrap();
+    let options = narrows_shard::PackOptions::default();
+    let layout = source.pack_layout(quantisation);
+    narrows_shard::pack(source.files(), &layout, pack.path(), &options, &mut |_| ()).unwrap();
+    pack
+}
+
+/// That all of `dirs` answer as the first does with all of its weights in memory, with little memory, in tiles of
+/// every size and however they are read.
+fn check_every_memory(dirs: &[&Path]) {
+    let (logits, tokens, engine) = answer(dirs[0], Engine::builder());
+    assert!(engine.plan().stream.all_resident());
+    let all = engine.plan().stream.total();
+    let tile = Some(Bytes(8 << 10));
+    let mut builders = Vec::new();
+    for dir in dirs {
+        let small_tiles = Engine::builder().tile(tile);
+        let least = minimum(dir, &small_tiles);
+        for part in 0..5 {
+            let ram = Bytes(least.get() + (all.get() - least.get()) * part / 5);
+            builders.push((dir, small_tiles.clone().ram(Some(ram))));
+        }
+        for io in [IoMode::Auto, IoMode::Buffered, IoMode::Mmap] {
+            builders.push((dir, small_tiles.clone().ram(Some(least)).io(io)));
+        }
+        for (slots, tile) in [(2, 5 << 10), (3, 16 << 10), (5, 1), (8, 1 << 20)] {
+            let builder = Engine::builder().slots(NonZeroUsize::new(slots)).tile(Some(Bytes(tile)));
+            let least = minimum(dir, &builder);
+            builders.push((dir, builder.ram(Some(least))));
+        }
+    }
+    for (dir, builder) in builders {
+        let (got_logits, got_tokens, engine) = answer(dir, builder.clone());
+        assert!(got_logits == logits, "{}: {builder:?}", dir.display());
+        assert_eq!(got_tokens, tokens, "{}: {builder:?}", dir.display());
+        assert!(engine.peak_host_bytes() <= engine.plan().budget, "{}: {builder:?}", dir.display());
+    }
+}
+
 #[test]
 fn one_answer_whatever_the_memory() {
     for name in ["llama3-rope-tied-sharded", "qwen2", "llama-multi-query-f32"] {
-        let pack = tempfile::tempdir().unwrap();
-        let source = Model::open(data(name)).unwrap();
-        let options = narrows_shard::PackOptions::default();
-        narrows_shard::pack(source.files(), &source.pack_layout(), pack.path(), &options, &mut |_| ())
-            .unwrap();
+        let pack = pack(name, &Quantisation::default());
+        check_every_memory(&[&data(name), pack.path()]);
+    }
+}
 
-        let (logits, tokens, engine) = answer(&data(name), Engine::builder());
-        assert!(engine.plan().stream.all_resident());
-        let all = engine.plan().stream.total();
-        let tile = Some(Bytes(8 << 10));
-        let mut builders = Vec::new();
-        for dir in [data(name), pack.path().to_owned()] {
-            let small_tiles = Engine::builder().tile(tile);
-            let least = minimum(&dir, &small_tiles);
-            for part in 0..5 {
-                let ram = Bytes(least.get() + (all.get() - least.get()) * part / 5);
-                builders.push((dir.clone(), small_tiles.clone().ram(Some(ram))));
-            }
-            for io in [IoMode::Auto, IoMode::Buffered, IoMode::Mmap] {
-                builders.push((dir.clone(), small_tiles.clone().ram(Some(least)).io(io)));
-            }
-            for (slots, tile) in [(2, 5 << 10), (3, 16 << 10), (5, 1), (8, 1 << 20)] {
-                let builder = Engine::builder().slots(NonZeroUsize::new(slots)).tile(Some(Bytes(tile)));
-                let least = minimum(&dir, &builder);
-                builders.push((dir.clone(), builder.ram(Some(least))));
-            }
-        }
-        for (dir, builder) in builders {
-            let (got_logits, got_tokens, engine) = answer(&dir, builder.clone());
-            assert!(got_logits == logits, "{name}: {builder:?}");
-            assert_eq!(got_tokens, tokens, "{name}: {builder:?}");
-            assert!(engine.peak_host_bytes() <= engine.plan().budget, "{name}: {builder:?}");
+#[test]
+fn one_answer_from_a_quantised_pack_whatever_the_memory() {
+    let (q8, nf4) = (Some(Encoding::Q8), Some(Encoding::Nf4));
+    for quantisation in [
+        Quantisation::all(q8),
+        Quantisation::all(nf4),
+        Quantisation { layers: nf4, attention: q8, head: None },
+    ] {
+        for name in ["qwen2", "llama-multi-query-f32"] {
+            check_every_memory(&[pack(name, &quantisation).path()]);
         }
     }
 }

@@ -14,26 +14,74 @@ fn pack(source: &Path, out: &Path) {
 /// kill -9 at ten moments spread over a pack, then a second pack: the same bytes as without.
 #[test]
 fn killed_at_ten_moments() {
-    let dir = tempfile::tempdir().unwrap();
-    let clean = dir.path().join("clean");
-    let start = Instant::now();
-    pack(&demo(), &clean);
-    let whole = start.elapsed();
-    let clean = tree(&clean);
-    for i in 0..10 {
-        let out = dir.path().join(i.to_string());
-        let mut child = narrows()
-            .args(args!["pack", demo(), "-o", &out])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(whole * i / 10 + Duration::from_micros(137) * i);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        pack(&demo(), &out);
-        assert!(tree(&out) == clean, "killed at moment {i}");
+    for quant in ["none", "nf4"] {
+        let dir = tempfile::tempdir().unwrap();
+        let clean = dir.path().join("clean");
+        let pack = |out: &Path| args!["pack", demo(), "-o", out, "--quant", quant];
+        let start = Instant::now();
+        run(pack(&clean)).ok();
+        let whole = start.elapsed();
+        let clean = tree(&clean);
+        for i in 0..10 {
+            let out = dir.path().join(i.to_string());
+            let mut child =
+                narrows().args(pack(&out)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(whole * i / 10 + Duration::from_micros(137) * i);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            run(pack(&out)).ok();
+            assert!(tree(&out) == clean, "{quant}, killed at moment {i}");
+        }
     }
+}
+
+/// Parts go where the options say, the pack computes nearly what the model does, and `auto` says what it chose.
+#[test]
+fn quantised() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let text = fs::read_to_string(demo().join("heldout.txt")).unwrap();
+    fs::write(path("text"), &text[..text.floor_char_boundary(6000)]).unwrap();
+    let perplexity = |model: &Path| {
+        let ran = run(args!["eval", model, "-f", path("text"), "--window", "128", "--json"]).ok();
+        ran.json()["perplexity"].as_f64().unwrap()
+    };
+    let exact = perplexity(&demo());
+    // Encodings of gate_proj and q_proj, and how far off they may be.
+    for (name, options, mlp, attention, tolerance) in [
+        ("q8", &["--quant", "q8"][..], "q8", "q8", 0.002),
+        ("nf4", &["--quant", "nf4", "--quant-head", "none"], "nf4", "nf4", 0.03),
+        ("mixed", &["--quant", "nf4", "--quant-attn", "q8"], "nf4", "q8", 0.03),
+        ("attention", &["--quant-attn", "nf4", "--threads", "1"], "bf16", "nf4", 0.03),
+        ("rest", &["--quant", "q8", "--quant-attn", "none"], "q8", "bf16", 0.002),
+    ] {
+        let out = path(name);
+        let pack: Vec<_> = args!["pack", demo(), "-o", &out]
+            .into_iter()
+            .chain(options.iter().map(std::ffi::OsString::from))
+            .collect();
+        run(&pack).ok();
+        assert!(run(&pack).ok().out.contains("already packed"));
+        run(args!["verify", &out]).ok();
+        let report = run(args!["inspect", &out, "--tensors", "--json"]).ok().json();
+        let tensors = report["tensors"].as_array().unwrap();
+        let encoding = |suffix: &str| {
+            let tensor = tensors.iter().find(|t| t["name"].as_str().unwrap().ends_with(suffix)).unwrap();
+            tensor["encoding"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(encoding("gate_proj.weight"), mlp, "{name}");
+        assert_eq!(encoding("o_proj.weight"), attention, "{name}");
+        for kept in ["embed_tokens.weight", "layernorm.weight", "model.norm.weight"] {
+            assert_eq!(encoding(kept), "bf16", "{name}");
+        }
+        let found = perplexity(&out);
+        assert!((found / exact - 1.0).abs() <= tolerance, "{name}: {found}, not {exact}");
+    }
+    run(args!["pack", path("q8"), "-o", path("x"), "--quant", "nf4"]).refused(4, "in q8 already");
+    assert_eq!(run(args!["pack", demo(), "-o", path("x"), "--quant", "int3"]).code, Some(2));
+    let auto = run(args!["pack", demo(), "-o", path("auto"), "--quant", "auto", "--json"]).ok();
+    assert!(auto.json()["quantisation"]["reason"].as_str().unwrap().contains("none has"), "{}", auto.out);
+    assert!(auto.err.contains("memory available"), "{}", auto.err);
 }
 
 /// The same with a source that is freed on the way.

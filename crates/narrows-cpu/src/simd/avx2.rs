@@ -28,6 +28,7 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     type V = __m256;
+    type Table = [__m256; 2];
     const LANES: usize = 8;
     const BATCH: usize = 2;
 
@@ -83,6 +84,49 @@ impl Simd for Avx2 {
         unsafe {
             let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(self, at: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
+        unsafe {
+            let bits = _mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned()));
+            _mm256_broadcastss_ps(_mm_cvtph_ps(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8, scale: __m256) -> __m256 {
+        // SAFETY: the caller vouches for the 8 bytes that are loaded, from any address.
+        unsafe {
+            let integers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(integers), scale)
+        }
+    }
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16], scale: __m256) -> [__m256; 2] {
+        // SAFETY: `self` is the proof that the machine has the instructions; `values` is two vectors.
+        unsafe {
+            let (low, high) = (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8)));
+            [_mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, at: *const u8, [low, high]: [__m256; 2]) -> __m256 {
+        // SAFETY: the caller vouches for 4 bytes; any bits are a valid `i32`.
+        unsafe {
+            let bytes = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
+            let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+            // The permutations look at the lowest three bits of a lane alone; the fourth, as a sign, tells which
+            // of them was meant.
+            let numbers = _mm256_srlv_epi32(bytes, shifts);
+            let upper = _mm256_castsi256_ps(_mm256_slli_epi32(numbers, 28));
+            let (low, high) =
+                (_mm256_permutevar8x32_ps(low, numbers), _mm256_permutevar8x32_ps(high, numbers));
+            _mm256_blendv_ps(low, high, upper)
         }
     }
 

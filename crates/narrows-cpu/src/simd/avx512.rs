@@ -32,6 +32,7 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type V = __m512;
+    type Table = __m512;
     const LANES: usize = 16;
     const BATCH: usize = 6;
 
@@ -88,6 +89,43 @@ impl Simd for Avx512 {
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
+        unsafe {
+            let bits = _mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned()));
+            _mm512_broadcastss_ps(_mm_cvtph_ps(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8, scale: __m512) -> __m512 {
+        // SAFETY: the caller vouches for 16 bytes; the load takes any address.
+        unsafe {
+            let integers = _mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(integers), scale)
+        }
+    }
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16], scale: __m512) -> __m512 {
+        // SAFETY: `self` is the proof that the machine has the instructions; `values` is one vector.
+        unsafe { _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), scale) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, at: *const u8, table: __m512) -> __m512 {
+        // SAFETY: the caller vouches for 8 bytes; any bits are a valid `i64`.
+        unsafe {
+            let bytes = _mm512_castsi128_si512(_mm_cvtsi64_si128(at.cast::<i64>().read_unaligned()));
+            let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            let shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+            // The permutation looks at the lowest four bits of a lane alone.
+            let numbers = _mm512_srlv_epi32(_mm512_permutexvar_epi32(halves, bytes), shifts);
+            _mm512_permutexvar_ps(numbers, table)
         }
     }
 

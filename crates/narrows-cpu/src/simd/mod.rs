@@ -71,6 +71,8 @@ impl fmt::Display for Isa {
 pub(crate) trait Simd: Copy + Send + Sync {
     /// One vector.
     type V: Copy;
+    /// Sixteen floats to look up by number.
+    type Table: Copy;
     /// Lanes of a vector, at most [`MAX_LANES`].
     const LANES: usize;
     /// Rows of activations that a tile of four weight rows takes before its sums no longer fit into the
@@ -101,6 +103,27 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `2 * LANES` bytes at `at` must be readable.
     unsafe fn load_bf16(self, at: *const u8) -> Self::V;
+
+    /// The 16-bit float at `at` in every lane.
+    ///
+    /// # Safety
+    /// Two bytes at `at` must be readable.
+    unsafe fn splat_f16(self, at: *const u8) -> Self::V;
+
+    /// Signed 8-bit integers, each times a lane of `scale`, rounded.
+    ///
+    /// # Safety
+    /// `LANES` bytes at `at` must be readable.
+    unsafe fn load_i8(self, at: *const u8, scale: Self::V) -> Self::V;
+
+    /// A table of `values`, each times the first lane of `scale`, whose lanes are equal, rounded.
+    fn table(self, values: &[f32; 16], scale: Self::V) -> Self::Table;
+
+    /// What `table` has for each of the 4-bit numbers at `at`, of which the upper one of a byte is the first.
+    ///
+    /// # Safety
+    /// `LANES / 2` bytes at `at` must be readable.
+    unsafe fn look_up(self, at: *const u8, table: Self::Table) -> Self::V;
 
     /// # Safety
     /// `4 * LANES` bytes at `at` must be writable.

@@ -21,6 +21,7 @@ impl Neon {
 
 impl Simd for Neon {
     type V = float32x4_t;
+    type Table = [f32; 16];
     const LANES: usize = 4;
     const BATCH: usize = 6;
 
@@ -64,6 +65,37 @@ impl Simd for Neon {
             let bits = at.cast::<[u16; 4]>().read_unaligned();
             vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(bits.as_ptr()))))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(self, at: *const u8) -> float32x4_t {
+        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
+        let value = f16::from_bits(unsafe { at.cast::<u16>().read_unaligned() }).to_f32();
+        self.splat(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8, scale: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller vouches for 4 bytes; any bits are a valid `[i8; 4]`.
+        let floats = unsafe { at.cast::<[i8; 4]>().read_unaligned() }.map(f32::from);
+        // SAFETY: `floats` holds the four that are loaded.
+        unsafe { vmulq_f32(vld1q_f32(floats.as_ptr()), scale) }
+    }
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16], scale: float32x4_t) -> [f32; 16] {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        let scale = unsafe { vgetq_lane_f32::<0>(scale) };
+        values.map(|value| value * scale)
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, at: *const u8, table: [f32; 16]) -> float32x4_t {
+        // SAFETY: the caller vouches for 2 bytes; any bits are valid.
+        let [a, b] = unsafe { at.cast::<[u8; 2]>().read_unaligned() };
+        let floats = [a >> 4, a & 15, b >> 4, b & 15].map(|number| table[usize::from(number)]);
+        // SAFETY: `floats` holds the four that are loaded.
+        unsafe { vld1q_f32(floats.as_ptr()) }
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ const LANES: usize = 4;
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type Table = [f32; 16];
     const LANES: usize = LANES;
     const BATCH: usize = 2;
 
@@ -50,6 +51,35 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for 8 bytes; any bits are a valid `[u16; 4]`.
         unsafe { at.cast::<[u16; LANES]>().read_unaligned() }
             .map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(self, at: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
+        [f16::from_bits(unsafe { at.cast::<u16>().read_unaligned() }).to_f32(); LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8, scale: Self::V) -> Self::V {
+        // SAFETY: the caller vouches for 4 bytes; any bits are a valid `[i8; 4]`.
+        let integers = unsafe { at.cast::<[i8; LANES]>().read_unaligned() };
+        let mut lanes = integers.map(f32::from);
+        for lane in 0..LANES {
+            lanes[lane] *= scale[lane];
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16], scale: Self::V) -> [f32; 16] {
+        values.map(|value| value * scale[0])
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, at: *const u8, table: [f32; 16]) -> Self::V {
+        // SAFETY: the caller vouches for 2 bytes; any bits are valid.
+        let [a, b] = unsafe { at.cast::<[u8; 2]>().read_unaligned() };
+        [a >> 4, a & 15, b >> 4, b & 15].map(|number| table[usize::from(number)])
     }
 
     #[inline(always)]

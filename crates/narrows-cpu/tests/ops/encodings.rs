@@ -34,6 +34,32 @@ fn every_bf16_decodes() {
     check_decode(Encoding::Bf16, |bits| bf16::from_bits(bits).to_f32());
 }
 
+/// The exact reference of a quantised row, on every instruction set, from every column, and with a tail.
+#[test]
+fn quantised_rows_decode_to_the_bit() {
+    for encoding in Encoding::QUANTISED {
+        for cols in (1..140).chain([512, 1000, 4096]) {
+            let mut values = crate::noise(cols as u64, cols);
+            values[0] = 1e-7;
+            let w = crate::Weights::new(encoding, &values, cols, cols % 3);
+            for cpu in cpus(1) {
+                let mut out = vec![f32::NAN; cols];
+                cpu.decode(encoding, w.bytes(), &mut out).unwrap();
+                assert_eq!(crate::bits(&out), crate::bits(&w.values), "{} {encoding} {cols}", cpu.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_quantised_is_an_error() {
+    let cpu = Cpu::new(1).unwrap();
+    for encoding in Encoding::QUANTISED {
+        let refused = cpu.encode(&[f32::NAN], encoding, &mut [0; 48]);
+        assert!(matches!(refused, Err(Error::Row(_))), "{refused:?}");
+    }
+}
+
 /// Each stored value, its neighbours in `f32`, and the ties half-way to the next one.
 #[test]
 fn encoding_rounds_to_nearest_even() {

@@ -14,7 +14,7 @@ fn linear(cpu: &Cpu, w: &Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f3
 fn check(rows: usize, cols: usize, n: usize, shift: usize) {
     let x = noise(1, n * cols);
     for encoding in Encoding::ALL {
-        let w = Weights::new(encoding, &noise(2, rows * cols), shift);
+        let w = Weights::new(encoding, &noise(2, rows * cols), cols, shift);
         let want = reference::linear(&w.values, &x, cols);
         let absolute = |v: &[f32]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
         let magnitude = reference::linear(&absolute(&w.values), &absolute(&x), cols);
@@ -63,7 +63,7 @@ fn same_bits_in_every_batch_tile_and_thread() {
     let (rows, cols, n) = (150, 2100, 19);
     let x = noise(3, n * cols);
     for encoding in Encoding::ALL {
-        let w = Weights::new(encoding, &noise(4, rows * cols), 0);
+        let w = Weights::new(encoding, &noise(4, rows * cols), cols, 0);
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(1, isa).unwrap();
             let alone: Vec<f32> = x.chunks(cols).flat_map(|x| linear(&cpu, &w, rows, cols, x)).collect();
@@ -107,7 +107,7 @@ fn infinity_and_nan_stay_in_their_column() {
             let mut values = noise(5, rows * cols);
             values[2 * cols + 69] = f32::NAN;
             values[4 * cols] = f32::INFINITY;
-            let w = Weights::new(Encoding::F32, &values, 0);
+            let w = Weights::new(Encoding::F32, &values, cols, 0);
             let y = linear(&cpu, &w, rows, cols, &vec![1.0; n * cols]);
             for row in y.chunks(rows) {
                 assert!(row[2].is_nan() && row[4] == f32::INFINITY);
@@ -119,7 +119,7 @@ fn infinity_and_nan_stay_in_their_column() {
 
 #[test]
 fn columns_beside_the_tile_are_left_alone() {
-    let w = Weights::new(Encoding::Bf16, &noise(6, 5 * 8), 0);
+    let w = Weights::new(Encoding::Bf16, &noise(6, 5 * 8), 8, 0);
     for cpu in cpus(1) {
         let mut y = vec![7.0; 3 * 20];
         let tile = Matrix::new(Encoding::Bf16, 5, 8, w.bytes()).unwrap();

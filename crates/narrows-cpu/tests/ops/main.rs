@@ -9,7 +9,7 @@ mod encodings;
 mod linear;
 
 use narrows_cpu::{Cpu, Error, Isa};
-use narrows_shard::Encoding;
+use narrows_shard::{Encoding, blocks};
 
 /// One `Cpu` per instruction set of this machine.
 fn cpus(threads: usize) -> Vec<Cpu> {
@@ -29,7 +29,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Weights as stored, at an odd address where `shift` is odd, and as the numbers that they stand for.
+/// Rows of weights as stored, at an odd address where `shift` is odd, and as the numbers that they stand for.
 struct Weights {
     encoding: Encoding,
     buffer: Vec<u8>,
@@ -38,13 +38,20 @@ struct Weights {
 }
 
 impl Weights {
-    fn new(encoding: Encoding, values: &[f32], shift: usize) -> Self {
+    fn new(encoding: Encoding, values: &[f32], cols: usize, shift: usize) -> Self {
         let cpu = Cpu::with_isa(1, Isa::Portable).unwrap();
-        let len = encoding.row_bytes(values.len()).unwrap();
-        let mut buffer = vec![0xff; shift + len];
-        cpu.encode(values, encoding, &mut buffer[shift..]).unwrap();
+        let row_bytes = encoding.row_bytes(cols).unwrap();
+        let mut buffer = vec![0xff; shift + values.len() / cols * row_bytes];
         let mut exact = vec![0.0; values.len()];
-        cpu.decode(encoding, &buffer[shift..], &mut exact).unwrap();
+        let rows = values.chunks(cols).zip(exact.chunks_mut(cols));
+        for ((values, exact), bytes) in rows.zip(buffer[shift..].chunks_mut(row_bytes)) {
+            cpu.encode(values, encoding, bytes).unwrap();
+            if encoding.block().is_some() {
+                blocks::dequantise(encoding, bytes, exact).unwrap();
+            } else {
+                cpu.decode(encoding, bytes, exact).unwrap();
+            }
+        }
         Self { encoding, buffer, shift, values: exact }
     }
 

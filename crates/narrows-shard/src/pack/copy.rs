@@ -1,11 +1,13 @@
-//! Streaming the bytes of a shard or sidecar through one buffer.
+//! Streaming the bytes of a shard or sidecar through one buffer; what is to be quantised goes through another first.
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 
 use super::disk::Disk;
-use super::plan::{PlannedFile, Shard, Sidecar};
-use crate::{Error, Reader, Tensor};
+use super::plan::{PlacedTensor, PlannedFile, Quantise, Shard, Sidecar};
+use super::quantise::{Failed, Quantiser};
+use crate::{Error, Reader, Tensor, WeightFiles};
 
 /// How many bytes move at once. Few in tests, so that small tensors cross the borders between chunks.
 const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 4 << 20 };
@@ -17,27 +19,44 @@ type Emit<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), Error>;
 /// The one buffer that all bytes pass through.
 pub(crate) struct Copier<'a> {
     disk: &'a dyn Disk,
+    source: &'a WeightFiles,
     reader: Reader,
     buffer: Vec<u8>,
+    quantiser: Quantiser,
 }
 
-/// Some bytes of a shard, at most a chunk.
+/// Some bytes of a shard, at most a chunk, or one quantised row where that is longer.
 enum Piece<'a> {
     Zeros(usize),
     Tensor { tensor: &'a Tensor, offset: u64, len: usize },
+    Rows { placed: &'a PlacedTensor, quantise: Quantise, rows: Range<usize> },
 }
 
 impl Piece<'_> {
     fn len(&self) -> usize {
         match self {
             Self::Zeros(len) | Self::Tensor { len, .. } => *len,
+            Self::Rows { quantise, rows, .. } => rows.len() * quantise.to_bytes,
+        }
+    }
+
+    /// The part of the source that it is made from.
+    fn source(&self) -> Option<(&Tensor, u64, usize)> {
+        match self {
+            Self::Zeros(_) => None,
+            Self::Tensor { tensor, offset, len } => Some((tensor, *offset, *len)),
+            Self::Rows { placed, quantise, rows } => {
+                let offset = rows.start as u64 * quantise.from_bytes as u64;
+                Some((&placed.tensor, offset, rows.len() * quantise.from_bytes))
+            }
         }
     }
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(disk: &'a dyn Disk, reader: Reader) -> Self {
-        Self { disk, reader, buffer: Vec::with_capacity(CHUNK) }
+    pub(crate) fn new(disk: &'a dyn Disk, source: &'a WeightFiles, threads: usize) -> Result<Self, Error> {
+        let (reader, quantiser) = (source.reader()?, Quantiser::new(threads));
+        Ok(Self { disk, source, reader, buffer: Vec::with_capacity(CHUNK), quantiser })
     }
 
     /// Closes a file of the source that is no longer needed.
@@ -62,23 +81,24 @@ impl<'a> Copier<'a> {
         for piece in &pieces {
             while asked < done + AHEAD {
                 let Some(next) = ahead.next() else { break };
-                self.ask_for(next);
-                asked += next.len() as u64;
+                asked += self.ask_for(next);
             }
             if self.buffer.len() + piece.len() > CHUNK {
                 emit(&self.buffer)?;
                 self.buffer.clear();
             }
             self.append(piece)?;
-            done += piece.len() as u64;
+            done += piece.source().map_or(0, |(.., len)| len as u64);
         }
         if self.buffer.is_empty() { Ok(()) } else { emit(&self.buffer) }
     }
 
-    fn ask_for(&self, piece: &Piece<'_>) {
-        if let Piece::Tensor { tensor, offset, len } = piece {
-            self.reader.will_need(tensor, *offset, *len as u64);
-        }
+    /// Bytes of the source that the kernel was asked for.
+    fn ask_for(&self, piece: &Piece<'_>) -> u64 {
+        piece.source().map_or(0, |(tensor, offset, len)| {
+            self.reader.will_need(tensor, offset, len as u64);
+            len as u64
+        })
     }
 
     fn append(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
@@ -88,6 +108,19 @@ impl<'a> Copier<'a> {
             Piece::Zeros(_) => Ok(()),
             Piece::Tensor { tensor, offset, .. } => {
                 self.disk.read(&self.reader, tensor, *offset, &mut self.buffer[start..])
+            }
+            Piece::Rows { placed, quantise, rows } => {
+                let Some((tensor, offset, len)) = piece.source() else { return Ok(()) };
+                let read = |buf: &mut [u8]| self.disk.read(&self.reader, tensor, offset, buf);
+                let path = &self.source.files()[tensor.file].path;
+                let out = &mut self.buffer[start..];
+                self.quantiser.rows(quantise, len, read, out).map_err(|failed| match failed {
+                    Failed::Read(e) => e,
+                    Failed::Row(row, e) => {
+                        let row = rows.start + row;
+                        Error::invalid(path, format!("tensor {}, row {row}: {e}", placed.name))
+                    }
+                })
             }
         }
     }
@@ -114,6 +147,15 @@ fn pieces(shard: &Shard) -> Vec<Piece<'_>> {
     for placed in &shard.tensors {
         if placed.gap > 0 {
             pieces.push(Piece::Zeros(placed.gap as usize));
+        }
+        if let Some(quantise) = placed.quantise {
+            // Chunks of what is read, which is more than what is written.
+            let step = (CHUNK / quantise.from_bytes.max(1)).max(1);
+            for start in (0..quantise.rows).step_by(step) {
+                let rows = start..quantise.rows.min(start + step);
+                pieces.push(Piece::Rows { placed, quantise, rows });
+            }
+            continue;
         }
         let size = placed.tensor.bytes().get();
         for offset in (0..size).step_by(CHUNK) {

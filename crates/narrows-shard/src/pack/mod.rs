@@ -11,17 +11,19 @@ mod journal;
 mod meter;
 mod out_dir;
 mod plan;
+mod quantise;
 mod run;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::checksum::Checksummer;
 use crate::manifest::Source;
 use crate::verify::{require_size, verify_file};
-use crate::{Bytes, Error, MANIFEST, Manifest, PackedFile, SourceFile, WeightFiles};
+use crate::{Bytes, Encoding, Error, MANIFEST, Manifest, PackedFile, SourceFile, WeightFiles};
 
 use copy::Copier;
 pub use disk::available_space;
@@ -40,6 +42,8 @@ pub struct Layout {
     pub architecture: String,
     /// The shards, in compute order.
     pub shards: Vec<ShardLayout>,
+    /// Matrices to quantise, by name; every other tensor is copied as it is.
+    pub encodings: BTreeMap<String, Encoding>,
     /// Files beside the weights to copy, where they exist: `config.json`, `tokenizer.json` ...
     pub sidecars: Vec<String>,
 }
@@ -59,6 +63,8 @@ pub struct PackOptions {
     /// Delete each weight file of the source once all that the layout takes from it is durable in the pack and
     /// has been read back and compared. The space it takes is then that of the model plus about one file.
     pub consume_source: bool,
+    /// How many threads quantise, the caller's among them. 0 is 1.
+    pub threads: usize,
 }
 
 /// What [`pack()`] has done.
@@ -124,7 +130,8 @@ fn was_consumed_into(dir: &Path, out: &Path) -> Result<bool, Error> {
 ///
 /// [`Error::NoSpace`] before anything is written, or when the disk fills up nonetheless;
 /// [`Error::OutputNotEmpty`], [`Error::DifferentPack`], [`Error::Overlap`], [`Error::Locked`] if `out` cannot
-/// take this pack; [`Error::Invalid`] if the layout does not fit the source; [`Error::Checksum`] if what was
+/// take this pack; [`Error::Invalid`] if the layout does not fit the source, or a tensor to be quantised holds what
+/// cannot be, such as NaN; [`Error::Checksum`] if what was
 /// written does not come back from disk; [`Error::Io`] for everything else. Whatever was done stays good for a
 /// further call.
 pub fn pack(
@@ -157,7 +164,7 @@ fn pack_on(
     }
 
     let out = OutDir::open(disk, &out)?;
-    let mut copier = Copier::new(disk, source.reader()?);
+    let mut copier = Copier::new(disk, source, options.threads)?;
     if let Some(manifest) = Manifest::read(out.dir())? {
         compare(&plan, source, &mut copier, &out, &manifest, progress)?;
         return Ok(PackReport { manifest, written: Bytes(0), resumed: Bytes(0), already_packed: true });

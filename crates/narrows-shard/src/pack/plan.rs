@@ -9,8 +9,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::{Layout, ShardLayout, is_reserved};
 use crate::checkpoint::{is_plain_name, require_file};
 use crate::checksum::Checksummer;
-use crate::header::{FILLER_PREFIX, LENGTH_BYTES, MAX_HEADER, METADATA};
-use crate::{Bytes, Checksum, Dtype, Error, Tensor, WeightFiles};
+use crate::header::{ENCODINGS, Encoded, FILLER_PREFIX, LENGTH_BYTES, MAX_HEADER, METADATA, VERBATIM};
+use crate::{Bytes, Checksum, Dtype, Encoding, Error, Tensor, WeightFiles};
 
 /// The data section starts at a multiple of this: the sector of every disk in use.
 const DATA_ALIGNMENT: usize = 4096;
@@ -19,6 +19,8 @@ const TENSOR_ALIGNMENT: u64 = 256;
 
 pub(crate) struct Plan {
     pub(crate) architecture: String,
+    /// Whether any tensor is quantised.
+    pub(crate) encoded: bool,
     pub(crate) shards: Vec<Shard>,
     pub(crate) sidecars: Vec<Sidecar>,
     /// Equal for two plans only if they write the same names and headers.
@@ -54,14 +56,59 @@ pub(crate) struct Shard {
     pub(crate) size: Bytes,
     /// Everything in front of the data section.
     pub(crate) header: Vec<u8>,
+    /// Whether any of its tensors is quantised.
+    encoded: bool,
     pub(crate) tensors: Vec<PlacedTensor>,
 }
 
 /// A tensor of the source and its place in the shard.
 pub(crate) struct PlacedTensor {
+    pub(crate) name: String,
     /// Zeros in front of it.
     pub(crate) gap: u64,
     pub(crate) tensor: Tensor,
+    /// What it is quantised to; `None` if it is copied.
+    pub(crate) quantise: Option<Quantise>,
+}
+
+/// A matrix to be quantised.
+#[derive(Clone, Copy)]
+pub(crate) struct Quantise {
+    pub(crate) from: Encoding,
+    pub(crate) to: Encoding,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Of one row in `from`.
+    pub(crate) from_bytes: usize,
+    /// Of one row in `to`.
+    pub(crate) to_bytes: usize,
+}
+
+impl Quantise {
+    /// How `tensor` becomes one in `to`; `None` if that is what it is.
+    fn new(name: &str, tensor: &Tensor, to: Encoding) -> Result<Option<Self>, String> {
+        let Some(from) = tensor.encoding else {
+            return Err(format!("{name} is {}, which cannot be quantised", tensor.dtype));
+        };
+        if from == to {
+            return Ok(None);
+        }
+        if from.block().is_some() {
+            return Err(format!("{name} is in {from} already; pack the checkpoint it was made from as {to}"));
+        }
+        let sizes = match tensor.shape[..] {
+            [rows, cols] if cols > 0 => {
+                from.row_bytes(cols).zip(to.row_bytes(cols)).map(|bytes| (rows, cols, bytes))
+            }
+            _ => None,
+        };
+        match sizes {
+            Some((rows, cols, (from_bytes, to_bytes))) if to.block().is_some() => {
+                Ok(Some(Self { from, to, rows, cols, from_bytes, to_bytes }))
+            }
+            _ => Err(format!("{name}, {from} of shape {:?}, cannot become {to}", tensor.shape)),
+        }
+    }
 }
 
 /// A file to be copied as it is.
@@ -96,9 +143,12 @@ impl Plan {
                     return Err(bad_layout(format!("the layout has the tensor {name:?} twice")));
                 }
             }
-            let shard = Shard::new(source, shard).map_err(bad_layout)?;
+            let shard = Shard::new(source, shard, &layout.encodings).map_err(bad_layout)?;
             take_name(&shard.name)?;
             shards.push(shard);
+        }
+        if let Some(name) = layout.encodings.keys().find(|name| !used.contains(name)) {
+            return Err(bad_layout(format!("it is to quantise {name:?}, which is in no shard")));
         }
 
         let mut sidecars = Vec::new();
@@ -113,7 +163,8 @@ impl Plan {
 
         let architecture = layout.architecture.clone();
         let fingerprint = fingerprint(&architecture, &shards, &sidecars);
-        Ok(Self { architecture, shards, sidecars, fingerprint })
+        let encoded = shards.iter().any(|shard| shard.encoded);
+        Ok(Self { architecture, encoded, shards, sidecars, fingerprint })
     }
 
     /// Every file in the order of writing; the manifest apart.
@@ -140,12 +191,17 @@ fn fingerprint(architecture: &str, shards: &[Shard], sidecars: &[Sidecar]) -> Ch
 }
 
 impl Shard {
-    fn new(source: &WeightFiles, layout: &ShardLayout) -> Result<Self, String> {
+    fn new(
+        source: &WeightFiles,
+        layout: &ShardLayout,
+        quantised: &BTreeMap<String, Encoding>,
+    ) -> Result<Self, String> {
         let name = format!("{}.safetensors", layout.name);
         let overflow = || format!("{name} would be too big");
 
         let mut tensors = Vec::new();
         let mut infos = Vec::new();
+        let mut encodings = BTreeMap::new();
         let mut end = 0u64;
         for tensor_name in &layout.tensors {
             let tensor =
@@ -156,15 +212,32 @@ impl Shard {
                 let filler = format!("{FILLER_PREFIX}{}.{}", layout.name, infos.len() - tensors.len());
                 infos.push((filler, info(Dtype::U8, vec![gap as usize], end, start).ok_or_else(overflow)?));
             }
-            end = start.checked_add(tensor.bytes().get()).ok_or_else(overflow)?;
-            let placed = info(tensor.dtype, tensor.shape.clone(), start, end).ok_or_else(overflow)?;
-            infos.push((tensor_name.clone(), placed));
-            tensors.push(PlacedTensor { gap, tensor: tensor.clone() });
+            let quantise = match quantised.get(tensor_name) {
+                Some(&to) => Quantise::new(tensor_name, tensor, to)?,
+                None => None,
+            };
+            let bytes = match quantise {
+                Some(q) => (q.rows as u64).checked_mul(q.to_bytes as u64).ok_or_else(overflow)?,
+                None => tensor.bytes().get(),
+            };
+            end = start.checked_add(bytes).ok_or_else(overflow)?;
+            let encoding = quantise.map(|q| q.to).or(tensor.encoding.filter(|e| e.block().is_some()));
+            let placed = match (encoding, &tensor.shape[..]) {
+                (Some(encoding), &[rows, cols]) => {
+                    encodings.insert(tensor_name.as_str(), Encoded { encoding, cols });
+                    let row_bytes = encoding.row_bytes(cols).ok_or_else(overflow)?;
+                    info(Dtype::U8, vec![rows, row_bytes], start, end)
+                }
+                _ => info(tensor.dtype, tensor.shape.clone(), start, end),
+            };
+            infos.push((tensor_name.clone(), placed.ok_or_else(overflow)?));
+            let (name, tensor) = (tensor_name.clone(), tensor.clone());
+            tensors.push(PlacedTensor { name, gap, tensor, quantise });
         }
 
-        let header = header_bytes(&infos).ok_or_else(overflow)?;
+        let header = header_bytes(&infos, &encodings).ok_or_else(overflow)?;
         let size = Bytes(end.checked_add(header.len() as u64).ok_or_else(overflow)?);
-        Ok(Self { name, size, header, tensors })
+        Ok(Self { name, size, header, encoded: !encodings.is_empty(), tensors })
     }
 }
 
@@ -173,13 +246,16 @@ fn info(dtype: Dtype, shape: Vec<usize>, start: u64, end: u64) -> Option<TensorI
 }
 
 /// Length, JSON and spaces up to the data section.
-fn header_bytes(tensors: &[(String, TensorInfo)]) -> Option<Vec<u8>> {
+fn header_bytes(tensors: &[(String, TensorInfo)], encodings: &BTreeMap<&str, Encoded>) -> Option<Vec<u8>> {
+    let (encodings, version) = match encodings.is_empty() {
+        true => (VERBATIM.to_owned(), "1"),
+        false => (serde_json::to_string(encodings).ok()?, "2"),
+    };
     let metadata = BTreeMap::from([
         // Other loaders look for this key to learn whose tensors these are.
         ("format", "pt"),
-        // A later version that encodes tensors says here how, tensor by tensor.
-        ("narrows.encodings", "verbatim"),
-        ("narrows.version", "1"),
+        (ENCODINGS, encodings.as_str()),
+        ("narrows.version", version),
     ]);
     let mut bytes = vec![0; LENGTH_BYTES];
     serde_json::to_writer(&mut bytes, &HeaderJson { metadata, tensors }).ok()?;

@@ -10,7 +10,7 @@ use super::meter::{Meter, Progress, Step};
 use super::out_dir::{OutDir, PARTIAL};
 use super::plan::{Plan, PlannedFile};
 use super::{PackReport, describe};
-use crate::manifest::{FORMAT, VERSION};
+use crate::manifest::{FORMAT, VERSION_ENCODED, VERSION_VERBATIM};
 use crate::verify::{require_size, verify_file};
 use crate::{Bytes, Checksum, Error, MANIFEST, Manifest, WeightFiles};
 
@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
         let finished = |file: PlannedFile<'_>| self.journal.finished(file.name()).cloned();
         let mut manifest = Manifest {
             format: FORMAT.into(),
-            version: VERSION,
+            version: if self.plan.encoded { VERSION_ENCODED } else { VERSION_VERBATIM },
             source: describe(self.source),
             architecture: self.plan.architecture.clone(),
             shards: self.plan.shards.iter().map(PlannedFile::Shard).filter_map(finished).collect(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod encoding;
 #[cfg(unix)]
 mod packing;
 mod reading;

@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 
 use crate::common::{file_of, files, golden, write};
 
-const CONSUME: PackOptions = PackOptions { consume_source: true };
+const CONSUME: PackOptions = PackOptions { consume_source: true, threads: 2 };
 
 fn pack_into(source: &Path, layout: &Layout, out: &Path, options: PackOptions) -> Result<PackReport, Error> {
     pack(&open_source(source, out)?, layout, out, &options, &mut |_| {})
@@ -29,7 +29,7 @@ fn layout_of(weights: &WeightFiles) -> Layout {
         shards[tensor.file].tensors.insert(0, name.to_owned());
     }
     let sidecars = ["config.json", "generation_config.json", "tokenizer.json"].map(String::from).into();
-    Layout { architecture: "llama".into(), shards, sidecars }
+    Layout { architecture: "llama".into(), shards, sidecars, ..Layout::default() }
 }
 
 /// A copy of a golden in a directory of its own, and the layout to pack it by.
@@ -273,9 +273,9 @@ fn verify_finds_every_change() {
 #[test]
 fn a_pack_of_a_later_version_is_refused_by_its_version() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), MANIFEST, r#"{"format":"narrows-pack","version":2,"news":[]}"#);
+    write(dir.path(), MANIFEST, r#"{"format":"narrows-pack","version":3,"news":[]}"#);
     let refused = WeightFiles::open(dir.path()).unwrap_err().to_string();
-    assert!(refused.contains("pack of version 2; this program reads version 1"), "{refused}");
+    assert!(refused.contains("pack of version 3; this program reads versions 1 and 2"), "{refused}");
 }
 
 #[cfg(unix)]

@@ -39,6 +39,14 @@ pub enum LayerWeight {
     DownBias,
 }
 
+impl LayerWeight {
+    /// Whether it is one of the projections around attention.
+    #[must_use]
+    pub const fn is_attention(self) -> bool {
+        matches!(self, Self::QProj | Self::KProj | Self::VProj | Self::OProj)
+    }
+}
+
 /// One weight of an architecture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightSpec {

@@ -253,7 +253,7 @@ impl Backend for CudaBackend {
                 held.memory().ok_or_else(|| Error::Request("a tile without memory".to_owned()))?;
             let bytes = memory.slice().slice(payload)?;
             let weights = Matrix::new(&bytes, tile.encoding, tile.rows.len(), tile.cols)?;
-            let x = self.get(from, tile.encoding)?;
+            let x = self.get(from, tile.encoding.operand())?;
             let y = self.f32s(to)?;
             let y = RowsMut::new(&y, tile.of, tile.rows.start)?;
             Ok(self.kernels().linear(&self.stream, &weights, &x, &y)?)

@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::disk::{Disk, RealDisk};
 use super::{Layout, PackOptions, PackReport, ShardLayout, open_source, pack_on};
-use crate::{Bytes, Error, MANIFEST, verify};
+use crate::{Bytes, Encoding, Error, MANIFEST, verify};
 use faulty_disk::{Fault, FaultyDisk};
 
 /// A directory with a checkpoint, and room for a pack of it.
@@ -30,12 +30,14 @@ impl Scene {
         fs::create_dir(scene.path("attic")).unwrap();
         let mut weight_map = serde_json::Map::new();
         for (file, names) in [("a", ["a0", "a1"]), ("b", ["b1", "b2"]), ("c", ["c0", "c2"])] {
-            let data =
-                |name: &str| (0..1500u32).map(|i| (i * 7) as u8 ^ name.as_bytes()[1]).collect::<Vec<_>>();
+            // Of every other byte, the upper one of a number, without the bit that makes it huge, infinite or NaN.
+            let byte =
+                |i: u32, name: &str| ((i * 7) as u8 ^ name.as_bytes()[1]) & [0xff, 0xbf][i as usize % 2];
+            let data = |name: &str| (0..1500u32).map(|i| byte(i, name)).collect::<Vec<_>>();
             let data = names.map(|name| (name, data(name)));
             let views = data
                 .iter()
-                .map(|(name, data)| (*name, TensorView::new(Dtype::BF16, vec![750], data).unwrap()));
+                .map(|(name, data)| (*name, TensorView::new(Dtype::BF16, vec![3, 250], data).unwrap()));
             let file = format!("{file}.safetensors");
             fs::write(scene.source().join(&file), safetensors::serialize(views, None).unwrap()).unwrap();
             weight_map.extend(names.map(|name| (name.to_string(), file.clone().into())));
@@ -60,7 +62,14 @@ impl Scene {
 
     fn pack(&self, disk: &dyn Disk, consume_source: bool) -> Result<PackReport, Error> {
         let source = open_source(&self.source(), &self.out())?;
-        pack_on(disk, &source, &layout(), &self.out(), &PackOptions { consume_source }, &mut |_| {})
+        pack_on(
+            disk,
+            &source,
+            &layout(),
+            &self.out(),
+            &PackOptions { consume_source, threads: 2 },
+            &mut |_| {},
+        )
     }
 
     fn faulty(&self, fault: Fault, at: usize) -> FaultyDisk {
@@ -84,6 +93,7 @@ fn layout() -> Layout {
     Layout {
         architecture: "x".into(),
         shards: vec![shard("l0", ["c0", "a0"]), shard("l1", ["a1", "b1"]), shard("l2", ["b2", "c2"])],
+        encodings: [("a1", Encoding::Nf4), ("c2", Encoding::Q8)].map(|(n, e)| (n.to_owned(), e)).into(),
         sidecars: vec!["config.json".into(), "tokenizer.json".into()],
     }
 }
@@ -224,7 +234,7 @@ fn a_consumed_file_is_closed() {
     let scene = Scene::new();
     let source = open_source(&scene.source(), &scene.out()).unwrap();
     let mut least = 3;
-    let options = PackOptions { consume_source: true };
+    let options = PackOptions { consume_source: true, threads: 2 };
     pack_on(&RealDisk, &source, &layout(), &scene.out(), &options, &mut |_| {
         least = least.min(scene.weights_left());
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
