@@ -1,6 +1,5 @@
 //! Kernels against plain references.
 
-use cudarc::driver::{CudaSlice, CudaStream};
 use narrows_softgpu::{SoftGpu, skip_or_fail};
 
 use crate::common::{Gpu, Stream, address, launch};
@@ -231,48 +230,4 @@ fn atomics_and_constants() {
         return;
     }
     everywhere("atomics_and_constants");
-}
-
-fn timed(stream: &Stream, work: impl FnOnce()) -> f64 {
-    let start = std::time::Instant::now();
-    work();
-    stream.synchronize().unwrap();
-    start.elapsed().as_secs_f64()
-}
-
-fn zeros<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
-    stream: &std::sync::Arc<CudaStream>,
-    n: usize,
-) -> CudaSlice<T> {
-    stream.alloc_zeros(n).unwrap()
-}
-
-/// How fast the instrument is; run by hand with `--ignored --nocapture`.
-#[test]
-#[ignore = "measures, and asserts nothing"]
-fn speed() {
-    if !SoftGpu::inside() {
-        let finished = SoftGpu::new().unwrap().rerun("kernels::speed").unwrap();
-        println!("{}", finished.text());
-        return;
-    }
-    let (gpu, stream) = Gpu::with_stream();
-    let n = 1 << 20;
-    let x = zeros::<u32>(&stream, n * 4);
-    let out = zeros::<u32>(&stream, 1 << 20);
-    let params = Read { x: address(&x, &stream), out: address(&out, &stream), n: n as u32, repeat: 16 };
-    let read = gpu.function("softgpu_read_vectors");
-    for (grid, block) in [(64, 256), (4096, 256)] {
-        let seconds = timed(&stream, || launch(&stream, &read, grid, block, 0, &params));
-        println!("{:.0} M vector reads/s in {grid} blocks", 16.0 * n as f64 / seconds / 1e6);
-    }
-    let params = Read { repeat: 0, ..params };
-    let seconds = timed(&stream, || launch(&stream, &read, 4096, 256, 0, &params));
-    println!("{:.0} M threads/s that wait for nothing", 4096.0 * 256.0 / seconds / 1e6);
-    let params = Sum { x: 0, sums: address(&out, &stream), n: 1000, reserved: 0 };
-    let switches = gpu.function("softgpu_switches");
-    let seconds = timed(&stream, || launch(&stream, &switches, 16, 256, 0, &params));
-    println!("{:.1} ns per lane of a shuffle", seconds * 1e9 / (16.0 * 256.0 * 1000.0));
-    let seconds = timed(&stream, || (0..200).for_each(|_| run_mma(&gpu, &stream, 1)));
-    println!("{:.1} us per small test with three copies and a launch", seconds * 1e6 / 200.0);
 }

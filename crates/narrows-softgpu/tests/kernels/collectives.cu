@@ -132,9 +132,3 @@ extern "C" __global__ void softgpu_constants(const SumParams p) {
     constexpr float scale[2] = {0.5f, 3.0f};
     p.sums[threadIdx.x] = softgpu_table[threadIdx.x % 4] * scale[p.n % 2] + __half2float(__float2half_rn(p.x[0]));
 }
-
-extern "C" __global__ void softgpu_switches(const SumParams p) {
-    float x = 1.0f;
-    for (unsigned i = 0; i < p.n; ++i) x = __shfl_xor_sync(0xffffffffu, x, 1) + 1.0f;
-    p.sums[blockIdx.x * blockDim.x + threadIdx.x] = x;
-}
