@@ -91,16 +91,6 @@ pub enum Error {
     /// The device or its driver refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The driver refused a call, or reports what failed before it.
-    #[error("{kernel}: the CUDA driver says {name} ({text})")]
-    Driver {
-        /// The kernel that was to be loaded or launched.
-        kernel: &'static str,
-        /// The name of the error.
-        name: String,
-        /// The driver's words for it.
-        text: String,
-    },
 }
 
 /// What operations return.

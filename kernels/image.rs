@@ -1,6 +1,5 @@
 //! The compiled kernels, and what loads and launches them.
 
-use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use cudarc::driver::sys::{self, CUfunction_attribute};
 use cudarc::driver::{CudaFunction, CudaModule, DeviceRepr, DriverError, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 use narrows_shard::Encoding;
-use narrows_staging::device::{Device, Stream};
+use narrows_staging::device::{Device, DeviceError, Stream};
 
 use crate::error::{Error, Result};
 
@@ -198,8 +197,5 @@ impl<P: Params> Kernel<P> {
 }
 
 fn driver_error(kernel: &'static str, error: DriverError) -> Error {
-    let word = |text: Result<&CStr, DriverError>| {
-        text.map_or_else(|_| format!("error {}", error.0 as u32), |text| text.to_string_lossy().into_owned())
-    };
-    Error::Driver { kernel, name: word(error.error_name()), text: word(error.error_string()) }
+    DeviceError::driver(kernel, error).into()
 }

@@ -63,6 +63,17 @@ fn clean(gpu: &SoftGpu, test: &str, variables: &[(&str, &str)]) -> Finished {
     finished
 }
 
+/// Runs the test again on a device with matrix units for bf16 and on one without; true where it was run so.
+fn under_the_driver(test: &str) -> bool {
+    if !SoftGpu::inside() && skip_or_fail() {
+        for arch in [(7, 5), (9, 0)] {
+            let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(1).arch(arch.0, arch.1);
+            clean(&gpu, test, &[]);
+        }
+    }
+    SoftGpu::inside()
+}
+
 fn root_mean_square(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value * value, n + 1));
     (sum / f64::from(n.max(1))).sqrt()
@@ -70,14 +81,7 @@ fn root_mean_square(values: impl Iterator<Item = f64>) -> f64 {
 
 #[test]
 fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
-    const TEST: &str = "the_error_is_at_most_twice_that_of_transformers_in_bf16";
-    if !SoftGpu::inside() {
-        if skip_or_fail() {
-            for arch in [(7, 5), (9, 0)] {
-                let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(1).arch(arch.0, arch.1);
-                clean(&gpu, TEST, &[]);
-            }
-        }
+    if !under_the_driver("the_error_is_at_most_twice_that_of_transformers_in_bf16") {
         return;
     }
     for name in goldens() {
@@ -99,27 +103,30 @@ fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
         let error = off(&ours.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
         let limit = match floats("logits_bf16") {
             Some(bf16) => 2.0 * off(&bf16),
-            // transformers' own bf16 runs of the goldens that have one are off by 0.4 to 0.8 % of the logits.
+            // transformers' own bf16 runs of the dense goldens that have one are off by 0.9 to 1.1 % of the logits.
             None => 2.0 * 0.004 * root_mean_square(exact.iter().copied()),
         };
         println!("{name}: {error:.2e} of {limit:.2e}");
         assert!(error <= limit, "{name}: {error:.2e} of {limit:.2e}");
-        // Each token alone takes other kernels, and they must agree about what comes next.
-        assert_eq!(greedy(&mut engine, &ids, 4).len(), ids.len());
+        // A token alone takes other kernels than the rows of a prompt, and both must agree about what comes next,
+        // as far as rounding leaves no choice.
+        for (prompt, new) in ids.iter().zip(greedy(&mut engine, &ids, 4)) {
+            let whole = [prompt, &new[..3]].concat();
+            let rows = logits(&mut engine, std::slice::from_ref(&whole)).unwrap();
+            let vocab = rows.len() / whole.len();
+            for (row, token) in rows.chunks(vocab).skip(prompt.len() - 1).zip(&new) {
+                let best = row.iter().copied().fold(f32::MIN, f32::max);
+                let behind = f64::from(best - row[*token as usize]);
+                assert!(behind <= 4.0 * limit, "{name}: token {token} is {behind} behind the best");
+            }
+        }
     }
 }
 
 /// A pack with attention in q8 and the rest in nf4, beside the same pack on the CPU in float32.
 #[test]
 fn quantised_packs_compute_as_on_the_cpu() {
-    const TEST: &str = "quantised_packs_compute_as_on_the_cpu";
-    if !SoftGpu::inside() {
-        if skip_or_fail() {
-            for arch in [(7, 5), (9, 0)] {
-                let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(1).arch(arch.0, arch.1);
-                clean(&gpu, TEST, &[]);
-            }
-        }
+    if !under_the_driver("quantised_packs_compute_as_on_the_cpu") {
         return;
     }
     let (nf4, q8) = (Some(Encoding::Nf4), Some(Encoding::Q8));

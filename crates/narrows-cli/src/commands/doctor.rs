@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use narrows::{Bytes, Device};
+use narrows::{Bytes, Device, Link};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -49,15 +49,7 @@ struct DeviceReport {
     total_bytes: Option<u64>,
     available_bytes: Option<u64>,
     context_bytes: Option<u64>,
-    link: Option<LinkReport>,
-}
-
-#[derive(Serialize)]
-struct LinkReport {
-    generation: u32,
-    width: u32,
-    max_generation: u32,
-    max_width: u32,
+    link: Option<Link>,
 }
 
 pub(crate) fn doctor(output: &Output) -> Result<()> {
@@ -109,12 +101,7 @@ fn look(ordinal: usize) -> DeviceReport {
         total_bytes: d.map(|d| d.total().get()),
         available_bytes: d.map(|d| d.available().get()),
         context_bytes: d.map(|d| d.context_bytes().get()),
-        link: d.and_then(Device::link).map(|link| LinkReport {
-            generation: link.generation,
-            width: link.width,
-            max_generation: link.max_generation,
-            max_width: link.max_width,
-        }),
+        link: d.and_then(Device::link),
     }
 }
 

@@ -175,7 +175,7 @@ impl Copier {
         };
         self.stream.wait(&to.0.used)?;
         clock.start.record(&self.stream)?;
-        self.stream.bind()?;
+        self.stream.device().bind()?;
         // SAFETY: `target` is as long as `bytes`. The host's slot is kept in `flying`, where nobody writes to it,
         // until the copy is done; and the copier waits for that before it goes.
         let queued =
@@ -201,21 +201,10 @@ impl Copier {
         self.flying.len()
     }
 
-    /// The oldest copy, if it is done.
-    ///
-    /// # Errors
-    /// What the driver says, also of kernels that failed meanwhile.
-    pub fn poll(&mut self) -> Result<Option<Copied>, DeviceError> {
-        match self.flying.front() {
-            Some(flying) if flying.clock.end.happened()? => self.wait(),
-            _ => Ok(None),
-        }
-    }
-
     /// Waits for the oldest copy; none if none is queued.
     ///
     /// # Errors
-    /// As [`Copier::poll`]. The slot is lost then, as the device may still read it.
+    /// What the driver says, also of kernels that failed meanwhile. The slot is lost then, as the device may still read it.
     pub fn wait(&mut self) -> Result<Option<Copied>, DeviceError> {
         let Some(Flying { source, tag, clock }) = self.flying.pop_front() else { return Ok(None) };
         clock.end.synchronize()?;
@@ -246,7 +235,7 @@ struct Pinned {
 
 impl Pinned {
     fn new(device: &Device, arena: &Arena) -> Result<Self, DeviceError> {
-        device.context().bind_to_thread().doing("choosing the device")?;
+        device.bind()?;
         let start = arena.as_ptr().cast_mut().cast::<c_void>();
         // SAFETY: The range is mapped for as long as the arena is kept here. The driver only locks its pages.
         unsafe { sys::cuMemHostRegister_v2(start, arena.len(), sys::CU_MEMHOSTREGISTER_PORTABLE) }

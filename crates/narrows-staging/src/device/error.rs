@@ -50,8 +50,10 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    /// The driver's refusal in words, which it can be asked for only while its library is there.
-    pub(crate) fn driver(doing: &'static str, error: DriverError) -> Self {
+    /// The driver's refusal in words, for whoever calls it on a device that was opened here: it can be asked for
+    /// them only while its library is there.
+    #[must_use]
+    pub fn driver(doing: &'static str, error: DriverError) -> Self {
         let word = |text: Result<&std::ffi::CStr, _>| {
             text.map_or_else(
                 |_| format!("error {}", error.0 as u32),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{result, sys};
 use narrows_bytes::Bytes;
 
-use super::error::{Doing as _, is_out_of_memory};
+use super::error::is_out_of_memory;
 use super::{DEVICE_ALIGNMENT, Device, DeviceError};
 use crate::{Budget, Error, Reservation};
 
@@ -129,7 +129,7 @@ impl fmt::Debug for DeviceArena {
 
 impl Allocation {
     fn new(device: &Device, len: usize, reservation: &Arc<Reservation>) -> Result<Self, DeviceError> {
-        device.context().bind_to_thread().doing("choosing the device")?;
+        device.bind()?;
         // SAFETY: The context is current; the driver either gives memory or an error.
         match unsafe { result::malloc_sync(len) } {
             Ok(start) => Ok(Self { device: device.clone(), start, len, _reservation: reservation.clone() }),

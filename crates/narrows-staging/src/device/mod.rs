@@ -179,6 +179,11 @@ impl Device {
         Ok(Bytes(free as u64))
     }
 
+    /// Makes the context that of this thread, as the calls of the driver need it.
+    pub(crate) fn bind(&self) -> Result<(), DeviceError> {
+        self.0.context.bind_to_thread().doing("choosing the device")
+    }
+
     /// The context, for whoever loads kernels.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {

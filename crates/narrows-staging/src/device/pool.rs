@@ -87,12 +87,6 @@ impl Pooled {
     pub const fn slice(&self) -> &DeviceSlice {
         &self.slice
     }
-
-    /// The pool that it is of.
-    #[must_use]
-    pub const fn pool(&self) -> &DevicePool {
-        &self.pool
-    }
 }
 
 impl Drop for Pooled {

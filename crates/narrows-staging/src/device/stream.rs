@@ -30,7 +30,7 @@ impl Stream {
     /// What the driver says.
     pub fn new(device: &Device, priority: Priority) -> Result<Self, DeviceError> {
         let context = device.context();
-        context.bind_to_thread().doing("choosing the device")?;
+        device.bind()?;
         let stream = match priority {
             Priority::Normal => context.new_stream(),
             Priority::High => {
@@ -79,7 +79,7 @@ impl Stream {
         if from.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.device.bind()?;
         // SAFETY: `to` is as long as `from` and lives in an allocation that `to` keeps; `from` stays borrowed
         // until the stream has been waited for.
         unsafe { result::memcpy_htod_async(to.address(), from, self.stream.cu_stream()) }
@@ -96,7 +96,7 @@ impl Stream {
         if to.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.device.bind()?;
         // SAFETY: `to` is as long as `from`, and stays borrowed until the stream has been waited for.
         unsafe { result::memcpy_dtoh_async(to, from.address(), self.stream.cu_stream()) }
             .doing("copying from the device")?;
@@ -112,7 +112,7 @@ impl Stream {
         if from.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.device.bind()?;
         // SAFETY: Both ranges have that length and live in allocations that their owners keep.
         unsafe {
             result::memcpy_dtod_async(to.address(), from.address(), from.len(), self.stream.cu_stream())
@@ -128,14 +128,10 @@ impl Stream {
         if to.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.device.bind()?;
         // SAFETY: The range lives in an allocation that `to` keeps.
         unsafe { result::memset_d8_async(to.address(), 0, to.len(), self.stream.cu_stream()) }
             .doing("clearing device memory")
-    }
-
-    pub(crate) fn bind(&self) -> Result<(), DeviceError> {
-        self.device.context().bind_to_thread().doing("choosing the device")
     }
 }
 

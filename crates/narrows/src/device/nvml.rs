@@ -2,6 +2,7 @@
 
 use narrows_shard::Bytes;
 use nvml_wrapper::Nvml;
+use serde::Serialize;
 
 /// The management library's view of one device.
 pub(super) struct Managed {
@@ -12,7 +13,7 @@ pub(super) struct Managed {
 }
 
 /// A PCI Express link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Link {
     /// The generation at which it runs now; idle devices go down.
     pub generation: u32,
