@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{Bytes, Need, SourceError, TileId};
+use crate::{Bytes, Group, Need, SourceError, TileId};
 
 /// Why a plan or a stream cannot be. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +81,8 @@ pub enum Error {
     #[error("the pass is over")]
     PassOver,
 
-    /// A tile was fetched that is not walked.
-    #[error("{tile:?} is no tile of the walk")]
+    /// A tile was fetched that is not walked, and was not demanded.
+    #[error("{tile:?} is no tile of the walk, and was not demanded")]
     NotWalked {
         /// The tile.
         tile: TileId,
@@ -95,11 +95,11 @@ pub enum Error {
         tile: TileId,
     },
 
-    /// A tile was demanded that is walked, or does not exist.
-    #[error("{tile:?} is no tile to demand")]
-    NotDemanded {
-        /// The tile.
-        tile: TileId,
+    /// A group was demanded that has no tiles.
+    #[error("{group:?} has no tiles")]
+    NoGroup {
+        /// The group.
+        group: Group,
     },
 }
 

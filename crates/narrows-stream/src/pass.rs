@@ -1,7 +1,6 @@
 //! A walk over the tiles, from the consumer's side.
 
 use std::ops::Range;
-use std::slice;
 use std::time::Instant;
 
 use narrows_staging::{InUse, Memory, Region, Slot};
@@ -10,7 +9,7 @@ use crate::clock::Use;
 use crate::shared::lock;
 use crate::stream::Stream;
 use crate::trace::{Event, Stage};
-use crate::{Error, Place, TileId};
+use crate::{Error, Group, Place, TileId};
 
 /// One walk over all tiles, in order. Dropped early, it leaves out the tiles that it has not come to.
 pub struct Pass<'a, M: Memory = Region> {
@@ -61,19 +60,23 @@ impl<'a, M: Memory> Pass<'a, M> {
         Ok(())
     }
 
-    /// Fetches demanded tiles, ahead of all that is read for the walk. They come in the order asked, however many
-    /// they are; the same tile may be asked for again.
+    /// Asks for groups of demanded tiles. Those that are not in memory are read ahead of all that is read for the
+    /// walk. What was asked for before and not taken is forgotten.
     ///
     /// # Errors
-    /// [`Error::NotDemanded`] for a tile of the walk, or one that does not exist.
-    pub fn demand<'b>(&'b mut self, tiles: &'b [TileId]) -> Result<Demanded<'b, M>, Error> {
-        let demanded =
-            |tile: &TileId| matches!(self.stream.tiles.get(tile.index()), Some((_, Place::Demanded)));
-        if let Some(&tile) = tiles.iter().find(|tile| !demanded(tile)) {
-            return Err(Error::NotDemanded { tile });
-        }
-        self.stream.demand(tiles);
-        Ok(Demanded { stream: self.stream, pass: self.number, tiles: tiles.iter() })
+    /// [`Error::NoGroup`] for a group without tiles.
+    pub fn demand(&mut self, groups: &[Group]) -> Result<(), Error> {
+        self.stream.demand(groups)
+    }
+
+    /// Waits for the next tile of the groups asked for, in the order asked and in the order of their tiles; none after
+    /// the last. The walk may go on in between.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if this or another tile could not be read.
+    pub fn next_demanded(&mut self) -> Result<Option<Held<'_, M>>, Error> {
+        let Some(arrived) = self.stream.arrive_demanded()? else { return Ok(None) };
+        Held::new(self.stream, arrived.tile, self.number, arrived.slot).map(Some)
     }
 
     fn here(&self) -> Option<(TileId, Place)> {
@@ -84,38 +87,7 @@ impl<'a, M: Memory> Pass<'a, M> {
 
 impl<M: Memory> Drop for Pass<'_, M> {
     fn drop(&mut self) {
-        self.stream.go_to(self.end);
-        self.stream.shared.meters().passes += 1;
-    }
-}
-
-/// Tiles on demand, one after the other. Dropped early, it forgets the rest.
-pub struct Demanded<'a, M: Memory = Region> {
-    stream: &'a mut Stream<M>,
-    pass: u64,
-    tiles: slice::Iter<'a, TileId>,
-}
-
-impl<M: Memory> Demanded<'_, M> {
-    /// Waits for the next tile in the order asked; none after the last.
-    ///
-    /// # Errors
-    /// [`Error::Read`] if this or another tile could not be read.
-    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from the demand, one at a time")]
-    pub fn next(&mut self) -> Result<Option<Held<'_, M>>, Error> {
-        let Some(&tile) = self.tiles.next() else { return Ok(None) };
-        let ticket = self.stream.ticket;
-        let slot = self.stream.wait_for(|stream| stream.demanded.remove(&ticket))?;
-        self.stream.ticket += 1;
-        Ok(Some(Held::new(self.stream, tile, self.pass, Some(slot))?))
-    }
-}
-
-impl<M: Memory> Drop for Demanded<'_, M> {
-    fn drop(&mut self) {
-        if self.tiles.len() > 0 {
-            self.stream.demand(&[]);
-        }
+        self.stream.end_pass(self.end);
     }
 }
 
@@ -125,7 +97,7 @@ pub struct Held<'a, M: Memory = Region> {
     tile: TileId,
     pass: u64,
     since: Instant,
-    /// None if the tile is resident.
+    /// None if the tile stays.
     slot: Option<Slot<InUse, M>>,
     /// Where work is done later than it is asked for, and nobody has failed: when this was.
     begun: Option<narrows_staging::device::Event>,
@@ -191,6 +163,7 @@ impl<M: Memory> Drop for Held<'_, M> {
         let marks = self.begun.take().zip(self.mark());
         // A device that takes no orders any more has failed: what its slots hold is not written over.
         let released = self.slot().is_none_or(|slot| slot.memory().release().is_ok());
+        let passes_by = self.slot.is_some();
         if let Some(slot) = self.slot.take().filter(|_| released) {
             let slot = slot.release();
             match place {
@@ -201,7 +174,7 @@ impl<M: Memory> Drop for Held<'_, M> {
         let mut meters = stream.shared.meters();
         meters.compute.done(len, len, end);
         meters.compute.idle(end);
-        if place != Place::Resident {
+        if passes_by {
             meters.streamed += len;
         }
         drop(meters);

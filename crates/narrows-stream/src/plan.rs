@@ -26,8 +26,12 @@ pub struct Request<'a> {
     /// How many tiles can be on their way at a time.
     pub slots: Slots,
     /// How many demanded tiles can be on their way at a time; unused where no tile is demanded.
-    pub demand_slots: usize,
-    /// What a pass reads from disk besides the walked tiles: rows of an embedding, demanded tiles as expected.
+    pub demand_slots: Slots,
+    /// How many groups of demanded tiles may have memory to stay in.
+    pub frames: usize,
+    /// What a pass is expected to demand.
+    pub demanded_per_pass: Bytes,
+    /// What a pass reads from disk besides tiles: rows of an embedding.
     pub extra_per_pass: Bytes,
     /// How fast tiles come: what the disk reads, or the link carries.
     pub disk: Speed,
@@ -137,19 +141,25 @@ pub struct Plan {
     pub demand_slots: usize,
     /// The size of each of these.
     pub demand_slot_capacity: Bytes,
+    /// The tiles of each group, in order.
+    pub groups: Vec<Vec<TileId>>,
+    /// How many groups have a frame: memory that a group stays in once it was demanded, until others are used more.
+    pub frames: usize,
+    /// What a frame is made of: a slot of this size for the first tile of a group, for the second ...
+    pub frame_slots: Vec<Bytes>,
     /// The payload of the resident tiles.
     pub resident: Bytes,
     /// The payload that a pass walks, resident or not.
     pub walked: Bytes,
-    /// What the stream allocates: resident tiles, slots and demand slots.
+    /// What the stream allocates: resident tiles, slots, demand slots and frames.
     pub arena: Bytes,
     /// What everything takes, by name; the sum is at most the budget.
     pub needs: Vec<Need>,
     /// The smallest budget that works.
     pub minimum: Bytes,
-    /// The smallest budget in which nothing that is walked need stream.
+    /// The smallest budget in which everything stays once it was read.
     pub all_resident_at: Bytes,
-    /// What a pass reads from disk, once the resident tiles are there.
+    /// What a pass reads from disk, once the resident tiles are there and if all groups are demanded equally often.
     pub disk_bytes_per_pass: Bytes,
     /// How long reading that takes.
     pub disk_seconds: f64,
@@ -172,10 +182,10 @@ impl Plan {
         self.needs.iter().map(|need| need.bytes).sum()
     }
 
-    /// Whether nothing that is walked streams.
+    /// Whether everything stays once it was read.
     #[must_use]
     pub fn all_resident(&self) -> bool {
-        self.tiles.iter().all(|(_, place)| *place != Place::Streamed)
+        self.frames == self.groups.len() && self.tiles.iter().all(|(_, place)| *place != Place::Streamed)
     }
 
     pub(crate) fn region(&self, tile: &Tile) -> Bytes {
@@ -187,15 +197,28 @@ impl Plan {
         (0..)
             .map(TileId)
             .zip(&self.tiles)
-            .filter(|(_, (tile, _))| tile.access != Access::Demanded)
+            .filter(|(_, (_, place))| *place != Place::Demanded)
             .map(|(id, _)| id)
     }
+}
+
+/// The tiles that each group is made of.
+fn groups(tiles: &[Tile]) -> Vec<Vec<TileId>> {
+    let mut groups: Vec<Vec<TileId>> = Vec::new();
+    for (id, tile) in (0..).map(TileId).zip(tiles) {
+        if let Some(group) = tile.access.group() {
+            groups.resize_with(groups.len().max(group.index() + 1), Vec::new);
+            groups[group.index()].push(id);
+        }
+    }
+    groups
 }
 
 /// Decides which tiles stay in the budget, and predicts what a pass takes.
 ///
 /// Slots come first, then residency: with few slots the disk is not at its speed, and each resident tile saves the
-/// same time wherever it is. More budget never predicts a longer pass.
+/// same time wherever it is. Demanded tiles come last, since what is walked is used in every pass: groups of them get
+/// frames when everything else stays. More budget never predicts a longer pass.
 ///
 /// # Errors
 /// [`Error::BudgetTooSmall`], with the smallest budget that works; [`Error::NoSlots`].
@@ -204,7 +227,8 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         return Err(Error::NoSlots);
     }
     let of = |access| request.tiles.iter().filter(move |tile| tile.access == access).collect::<Vec<&Tile>>();
-    let (walked, once, demanded) = (of(Access::Walked), of(Access::Once), of(Access::Demanded));
+    let (walked, once) = (of(Access::Walked), of(Access::Once));
+    let demanded = || request.tiles.iter().filter(|tile| matches!(tile.access, Access::Demanded(_)));
     let region = |tile: &Tile| region(tile, request.grain);
     let biggest = |tiles: &mut dyn Iterator<Item = &Tile>| tiles.map(region).max().unwrap_or(Bytes(0));
     let weights: Vec<Weight> =
@@ -213,32 +237,49 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     let all: Bytes = walked.iter().map(|tile| region(tile)).sum();
     let slot = biggest(&mut walked.iter().chain(&once).copied());
     let once_slot = biggest(&mut once.iter().copied());
-    let demand_slots = request.demand_slots.max(1).min(demanded.len());
-    let demand_slot = biggest(&mut demanded.iter().copied());
-    let pool = times(demand_slots as u64, demand_slot);
-    let fixed = request.needs.iter().map(|need| need.bytes).sum::<Bytes>() + pool;
+    let demand_slot = biggest(&mut demanded());
+    let (fewest_demanded, wanted_demanded) =
+        slot_counts(request.demand_slots, demand_slot, demanded().count() as u64);
+    let least_pool = times(fewest_demanded, demand_slot);
+    let groups = groups(request.tiles);
+    let frame_slots = frame_slots(&groups, |tile: TileId| region(&request.tiles[tile.index()]));
+    let frame: Bytes = frame_slots.iter().copied().sum();
+    let all_frames = times(groups.len() as u64, frame);
+    let fixed: Bytes = request.needs.iter().map(|need| need.bytes).sum();
 
     let (fewest, wanted) = slot_counts(request.slots, slot, (walked.len() + once.len()) as u64);
     // With all that is walked in memory, slots are needed for what passes through once.
     let everything = all + times(fewest.min(once.len() as u64), once_slot);
     let least = times(fewest, slot).min(everything);
-    let minimum = fixed + least;
-    let needs = |resident: Bytes, slots: Bytes| {
-        let own = [("resident weights", resident), ("slots", slots), ("slots for demanded tiles", pool)];
+    let may_all_stay = request.frames >= groups.len();
+    let everything_at = fixed + everything + if may_all_stay { all_frames } else { least_pool };
+    let minimum = (fixed + least_pool + least).min(everything_at);
+    let needs = |resident: Bytes, slots: Bytes, pool: Bytes, frames: Bytes| {
+        let own = [
+            ("resident weights", resident),
+            ("slots", slots),
+            ("slots for demanded tiles", pool),
+            ("frames for demanded tiles", frames),
+        ];
         let own = own.into_iter().filter(|(_, bytes)| *bytes > Bytes(0));
         own.map(|(what, bytes)| Need::new(what, bytes)).chain(request.needs.iter().cloned()).collect()
     };
     if request.budget < minimum {
-        return Err(Error::BudgetTooSmall { budget: request.budget, minimum, needs: needs(Bytes(0), least) });
+        let needs = needs(Bytes(0), least, least_pool, Bytes(0));
+        return Err(Error::BudgetTooSmall { budget: request.budget, minimum, needs });
     }
 
-    let room = request.budget.saturating_sub(fixed);
+    // All groups have a frame, or some tiles pass through the pool.
+    let all_framed = may_all_stay && request.budget >= everything_at;
+    let least_pool = if all_framed { Bytes(0) } else { least_pool };
+    let room = request.budget.saturating_sub(fixed + least_pool);
     let resident = if everything <= room {
         vec![true; walked.len()]
     } else {
         // What does not make another slot makes no tile resident either: a smaller tile kept in its place would go
         // when the budget grows by enough for the slot, and the pass would take longer.
-        residency::choose(&weights, room.saturating_sub(times(wanted, slot)).get())
+        let more_demanded = times(wanted_demanded.saturating_sub(fewest_demanded), demand_slot);
+        residency::choose(&weights, room.saturating_sub(times(wanted, slot) + more_demanded).get())
     };
 
     let streamed = || walked.iter().zip(&resident).filter(|(_, resident)| !**resident).map(|(tile, _)| *tile);
@@ -250,14 +291,30 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         room.saturating_sub(resident_regions).get().checked_div(slot_capacity.get()).unwrap_or(0);
     let slots = wanted.min(affordable).max(fewest).min(passing);
     let slot_bytes = times(slots, slot_capacity);
+    let (demand_slots, frames) = if all_framed {
+        (0, groups.len())
+    } else {
+        let left = room.saturating_sub(resident_regions + slot_bytes) + least_pool;
+        let fitting = |left: Bytes, one: Bytes| left.get().checked_div(one.get()).unwrap_or(0);
+        let demand_slots = wanted_demanded.min(fitting(left, demand_slot)).max(fewest_demanded);
+        let left = left.saturating_sub(times(demand_slots, demand_slot));
+        let most = if streamed().next().is_none() { request.frames.min(groups.len()) } else { 0 };
+        (demand_slots as usize, most.min(fitting(left, frame) as usize))
+    };
+    let pool = times(demand_slots as u64, demand_slot);
+    let frame_bytes = times(frames as u64, frame);
     let walked_len: Bytes = walked.iter().map(|tile| tile.len).sum();
-    let disk_bytes_per_pass = streamed().map(|tile| tile.len).sum::<Bytes>() + request.extra_per_pass;
+    let unframed = (groups.len() - frames) as f64 / groups.len().max(1) as f64;
+    let missed = Bytes((request.demanded_per_pass.get() as f64 * unframed) as u64);
+    let disk_bytes_per_pass =
+        streamed().map(|tile| tile.len).sum::<Bytes>() + request.extra_per_pass + missed;
     let disk_seconds = request.disk.seconds(disk_bytes_per_pass);
-    let compute_seconds = request.compute.seconds(walked_len + request.extra_per_pass);
+    let compute_seconds =
+        request.compute.seconds(walked_len + request.extra_per_pass + request.demanded_per_pass);
 
     let mut places = resident.iter().map(|&kept| if kept { Place::Resident } else { Place::Streamed });
     let place = |tile: &Tile| match tile.access {
-        Access::Demanded => Place::Demanded,
+        Access::Demanded(_) => Place::Demanded,
         Access::Once => Place::Once,
         Access::Walked => places.next().unwrap_or(Place::Streamed),
     };
@@ -269,12 +326,15 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         slot_capacity,
         demand_slots,
         demand_slot_capacity: demand_slot,
+        groups,
+        frames,
+        frame_slots,
         resident: kept().map(|tile| tile.len).sum(),
         walked: walked_len,
-        arena: resident_regions + slot_bytes + pool,
-        needs: needs(resident_regions, slot_bytes),
+        arena: resident_regions + slot_bytes + pool + frame_bytes,
+        needs: needs(resident_regions, slot_bytes, pool, frame_bytes),
         minimum,
-        all_resident_at: fixed + everything,
+        all_resident_at: everything_at,
         disk_bytes_per_pass,
         disk_seconds,
         compute_seconds,
@@ -293,6 +353,18 @@ fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
             (FEWEST_SLOTS.min(tiles), count.max(FEWEST_SLOTS).min(tiles))
         }
     }
+}
+
+/// Slots that any group fits into, tile by tile.
+fn frame_slots(groups: &[Vec<TileId>], region: impl Fn(TileId) -> Bytes) -> Vec<Bytes> {
+    let mut slots: Vec<Bytes> = Vec::new();
+    for group in groups {
+        slots.resize(slots.len().max(group.len()), Bytes(0));
+        for (slot, tile) in slots.iter_mut().zip(group) {
+            *slot = (*slot).max(region(*tile));
+        }
+    }
+    slots
 }
 
 /// What a tile takes in memory.

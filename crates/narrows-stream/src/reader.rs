@@ -1,6 +1,6 @@
 //! The thread that owns the source and keeps it busy.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,26 @@ pub(crate) enum Request<M = Region> {
     FreedDemand(Slot<Free, M>),
     /// The tile at this index of the walk, which is read once, was left out.
     Again(usize),
-    /// Forget what was demanded before and not begun; read these, each under its ticket.
-    Demand(Vec<(u64, TileId)>),
+    /// A slot of a frame is free: its group has left.
+    Vacated(Seat, Slot<Free, M>),
+    /// Forget what was demanded before and not begun, but for what has a frame; read these.
+    Demand(Vec<(Target, TileId)>),
+}
+
+/// A slot of a frame: the frame, and the place of the tile in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Seat {
+    pub(crate) frame: usize,
+    pub(crate) place: usize,
+}
+
+/// Where a demanded tile goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// Into the next free slot for demanded tiles; it is told by this ticket.
+    Pool(u64),
+    /// Into the frame of its group.
+    Frame(Seat),
 }
 
 /// A tile that has arrived.
@@ -45,6 +63,8 @@ pub(crate) enum Purpose {
     Step(u64),
     /// For a demand.
     Ticket(u64),
+    /// To stay in the frame of its group.
+    Frame,
 }
 
 /// A tile of the walk, from the reader's side.
@@ -80,6 +100,8 @@ pub(crate) struct Reader<S, M = Region> {
     pub(crate) lens: Vec<Bytes>,
     pub(crate) slots: Vec<Slot<Free, M>>,
     pub(crate) demand_slots: Vec<Slot<Free, M>>,
+    /// Slots of frames whose tiles are not read yet.
+    pub(crate) seats: BTreeMap<Seat, Slot<Free, M>>,
     pub(crate) requests: Receiver<Request<M>>,
     pub(crate) deliveries: Sender<Result<Delivery<M>, Error>>,
     pub(crate) shared: Arc<Shared>,
@@ -92,7 +114,7 @@ pub(crate) struct Reader<S, M = Region> {
 pub(crate) struct State {
     /// The next step of the walk that may need reading.
     cursor: u64,
-    demanded: VecDeque<(u64, TileId)>,
+    demanded: VecDeque<(Target, TileId)>,
     pending: HashMap<u64, Pending>,
     next_tag: u64,
 }
@@ -122,7 +144,7 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
         loop {
             loop {
                 match self.requests.try_recv() {
-                    Ok(request) => self.accept(request),
+                    Ok(request) => self.accept(request)?,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -139,29 +161,42 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
                     self.shared.meters().disk.stall(Instant::now());
                 }
                 match self.requests.recv() {
-                    Ok(request) => self.accept(request),
+                    Ok(request) => self.accept(request)?,
                     Err(_) => return Ok(()),
                 }
             }
         }
     }
 
-    fn accept(&mut self, request: Request<M>) {
+    fn accept(&mut self, request: Request<M>) -> Result<(), Error> {
         match request {
             Request::Freed(slot) => self.slots.push(slot),
             Request::FreedDemand(slot) => self.demand_slots.push(slot),
             Request::Again(index) => self.walk[index].home = Home::Once { done: false },
-            Request::Demand(tiles) => self.state.demanded = tiles.into(),
+            Request::Vacated(seat, slot) => _ = self.seats.insert(seat, slot),
+            Request::Demand(tiles) => {
+                // A group whose frame is half full could neither be used nor leave.
+                self.state.demanded.retain(|(target, _)| matches!(target, Target::Frame(_)));
+                self.state.demanded.extend(tiles);
+                let expected: Vec<_> = self.state.demanded.iter().map(|(_, tile)| *tile).collect();
+                let first = expected.first().copied().unwrap_or(TileId(0));
+                self.source.expect(&expected).map_err(|error| self.failed(first, error))?;
+            }
         }
+        Ok(())
     }
 
     /// Somebody waits for these, so they go before what is read ahead.
     fn submit_demanded(&mut self) -> Result<(), Error> {
-        while let Some(&(ticket, tile)) = self.state.demanded.front() {
-            let Some(slot) = self.demand_slots.pop() else { break };
+        while let Some(&(target, tile)) = self.state.demanded.front() {
+            let (purpose, slot) = match target {
+                Target::Pool(ticket) => (Purpose::Ticket(ticket), self.demand_slots.pop()),
+                Target::Frame(seat) => (Purpose::Frame, self.seats.remove(&seat)),
+            };
+            let Some(slot) = slot else { break };
             self.state.demanded.pop_front();
             let pass = self.pass_of(self.shared.position());
-            self.submit(Pending { purpose: Purpose::Ticket(ticket), tile, pass }, slot)?;
+            self.submit(Pending { purpose, tile, pass }, slot)?;
         }
         Ok(())
     }
@@ -229,8 +264,10 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
         }
         let mut meters = self.shared.meters();
         meters.disk.done(len, moved, completed);
-        if purpose == Purpose::Resident {
-            meters.resident += len;
+        match purpose {
+            Purpose::Resident => meters.resident += len,
+            Purpose::Ticket(_) | Purpose::Frame => meters.demands.bytes += len,
+            Purpose::Step(_) => {}
         }
         drop(meters);
         let (start, end) = (submitted, completed);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Uses;
-use crate::stats::Meter;
+use crate::stats::{DemandStats, Meter};
 use crate::trace::{Event, Stage, Trace};
 use crate::upload::Link;
 use crate::{Bytes, Describe, Stats};
@@ -26,6 +26,7 @@ pub(crate) struct Meters {
     pub(crate) compute: Meter,
     pub(crate) resident: Bytes,
     pub(crate) streamed: Bytes,
+    pub(crate) demands: DemandStats,
     pub(crate) passes: u64,
 }
 
@@ -102,11 +103,15 @@ impl Monitor {
             feed.harvest(&self.shared);
         }
         let meters = self.shared.meters();
+        let here = (meters.disk.stats(now), meters.resident, meters.demands);
         let of_host = |feed: &Feed| {
-            let meters = feed.host.meters();
-            (meters.disk.stats(now), meters.resident)
+            let host = feed.host.meters();
+            // What misses the device is asked of the host, and may be there.
+            let hits = here.2.hits + host.demands.hits;
+            let demands = DemandStats { hits, hits_on_device: here.2.hits, ..host.demands };
+            (host.disk.stats(now), host.resident, demands)
         };
-        let (disk, resident) = self.feed.as_ref().map_or((meters.disk.stats(now), meters.resident), of_host);
+        let (disk, resident, demands) = self.feed.as_ref().map_or(here, of_host);
         let link = self.feed.as_ref().map(|feed| lock(&feed.link).meter.stats());
         Stats {
             disk,
@@ -118,6 +123,7 @@ impl Monitor {
             resident,
             resident_on_device: if self.feed.is_some() { meters.resident } else { Bytes(0) },
             streamed: meters.streamed,
+            demands,
             passes: meters.passes,
         }
     }

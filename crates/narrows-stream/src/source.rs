@@ -35,6 +35,16 @@ pub trait TileSource<M = Region>: Send {
         false
     }
 
+    /// Demanded tiles that will be submitted, in that order, unless this is called again. For a source that gets tiles
+    /// from elsewhere, and can ask for them early.
+    ///
+    /// # Errors
+    /// What makes it impossible to get them. It ends the stream.
+    fn expect(&mut self, tiles: &[TileId]) -> Result<(), SourceError> {
+        let _ = tiles;
+        Ok(())
+    }
+
     /// What another thread can end a [`TileSource::wait`] with, or make the next one return at once. A source
     /// without it is waited for a millisecond at a time, as a slot may become free meanwhile.
     fn waker(&self) -> Option<Waker> {

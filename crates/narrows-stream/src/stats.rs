@@ -18,11 +18,45 @@ pub struct Stats {
     pub resident: Bytes,
     /// The payload of those that are on the device.
     pub resident_on_device: Bytes,
-    /// The payload that was handed out from slots, having been read for that; the rest came from resident tiles.
+    /// The payload that was handed out from slots, having been read for that; the rest came from tiles that stay.
     /// Unlike `disk.bytes`, this has nothing of what is read ahead.
     pub streamed: Bytes,
+    /// Groups of tiles that passes demanded.
+    pub demands: DemandStats,
     /// Passes that ended.
     pub passes: u64,
+}
+
+/// What was demanded, and found or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DemandStats {
+    /// Groups that were in memory when they were demanded, or on their way.
+    pub hits: u64,
+    /// Those of them that were in the memory of the device that computes.
+    pub hits_on_device: u64,
+    /// Groups that had to be read.
+    pub misses: u64,
+    /// The payload that was read of demanded tiles.
+    pub bytes: Bytes,
+}
+
+impl DemandStats {
+    /// Hits among all groups that were demanded; none if none was.
+    #[must_use]
+    pub fn hit_rate(&self) -> Option<f64> {
+        let all = self.hits + self.misses;
+        (all > 0).then(|| self.hits as f64 / all as f64)
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            hits: self.hits.saturating_sub(earlier.hits),
+            hits_on_device: self.hits_on_device.saturating_sub(earlier.hits_on_device),
+            misses: self.misses.saturating_sub(earlier.misses),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+        }
+    }
 }
 
 impl Stats {
@@ -36,6 +70,7 @@ impl Stats {
             resident: self.resident,
             resident_on_device: self.resident_on_device,
             streamed: self.streamed.saturating_sub(earlier.streamed),
+            demands: self.demands.since(&earlier.demands),
             passes: self.passes.saturating_sub(earlier.passes),
         }
     }

@@ -10,8 +10,9 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use narrows_staging::device::{DeviceRegion, Source};
 use narrows_staging::{Arena, Free, InUse, Memory, Region, Slot};
 
+use crate::demand::Demands;
 use crate::pass::Pass;
-use crate::reader::{Delivery, Home, Purpose, Reader, Request, State, Walked};
+use crate::reader::{Delivery, Home, Purpose, Reader, Request, Seat, State, Walked};
 use crate::shared::{Feed, Shared, lock};
 use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Upload, Waker};
 
@@ -48,13 +49,11 @@ pub struct Stream<M: Memory = Region> {
     pub(crate) position: u64,
     /// Tiles that are read once, and were handed out.
     pub(crate) gone: Vec<bool>,
+    /// Tiles that stay: for good, or as long as their group has a frame.
     pub(crate) resident: Vec<Option<Arc<Slot<InUse, M>>>>,
-    /// Tiles that arrived before they were asked for, by step and by ticket.
+    /// Tiles that arrived before they were asked for, by step.
     pub(crate) ahead: BTreeMap<u64, Slot<InUse, M>>,
-    pub(crate) demanded: BTreeMap<u64, Slot<InUse, M>>,
-    /// Tickets below this are wanted by nobody any more.
-    pub(crate) ticket: u64,
-    pub(crate) next_ticket: u64,
+    pub(crate) demands: Demands<M>,
     pub(crate) reader: ToReader<M>,
     pub(crate) shared: Arc<Shared>,
     /// What the tiles come from, if that is another stream.
@@ -82,8 +81,9 @@ impl Stream {
         Self::start_in(plan, carve, source, options)
     }
 
-    /// Goes on to the next time that the walk comes to `tile`, and takes it for a copy, if it is here already.
-    /// This is instead of a [pass](Stream::pass), for one who keeps a tile while others come.
+    /// Goes on to the next time that the walk comes to `tile`, or to it among those that were demanded, and takes it
+    /// for a copy, if it is here already. This is instead of a [pass](Stream::pass), for one who keeps a tile while
+    /// others come.
     ///
     /// # Errors
     /// As [`Pass::next`].
@@ -91,6 +91,10 @@ impl Stream {
         let place = self.go_to_tile(tile)?;
         self.take_deliveries()?;
         let here = match place {
+            Place::Demanded => {
+                let taken = self.try_demanded();
+                return taken.map(|slot| self.source(tile, slot)).transpose();
+            }
             Place::Resident => self.resident[tile.index()].is_some(),
             _ => self.ahead.contains_key(&self.position),
         };
@@ -102,16 +106,32 @@ impl Stream {
     /// # Errors
     /// As [`Pass::next`].
     pub(crate) fn fetch(&mut self, tile: TileId) -> Result<Source, Error> {
-        let place = self.go_to_tile(tile)?;
-        let slot = self.arrive(tile, place)?;
+        let slot = match self.go_to_tile(tile)? {
+            Place::Demanded => self.arrive_demanded()?.and_then(|arrived| arrived.slot),
+            place => self.arrive(tile, place)?,
+        };
+        self.source(tile, slot)
+    }
+
+    fn source(&self, tile: TileId, slot: Option<Slot<InUse>>) -> Result<Source, Error> {
         let staying = || self.resident[tile.index()].clone();
         let source = slot.map(Source::Passing).or_else(|| staying().map(Source::Staying));
         source.ok_or(Error::Gone { tile })
     }
 
     /// Gives back the slot of a tile that was fetched.
-    pub(crate) fn give_back(&self, slot: Slot<InUse>) {
-        self.reader.free(slot.release());
+    pub(crate) fn give_back(&self, tile: TileId, slot: Slot<InUse>) {
+        match self.tiles[tile.index()].1 {
+            Place::Demanded => self.reader.free_demand(slot.release()),
+            _ => self.reader.free(slot.release()),
+        }
+    }
+
+    /// Asks for the groups of these tiles, which come in that order.
+    pub(crate) fn demand_tiles(&mut self, tiles: &[TileId]) -> Result<(), Error> {
+        let mut groups: Vec<_> = tiles.iter().filter_map(|tile| self.demands.group_of(*tile)).collect();
+        groups.dedup();
+        self.demand(&groups)
     }
 
     /// The payload of a tile.
@@ -120,6 +140,10 @@ impl Stream {
     }
 
     fn go_to_tile(&mut self, tile: TileId) -> Result<Place, Error> {
+        if self.tiles.get(tile.index()).is_some_and(|(_, place)| *place == Place::Demanded) {
+            let demanded = self.skip_to_demanded(tile);
+            return if demanded { Ok(Place::Demanded) } else { Err(Error::NotWalked { tile }) };
+        }
         let count = self.walk.len() as u64;
         let step = (self.position..self.position + count)
             .find(|step| self.walk[(step % count) as usize].0 == tile)
@@ -184,6 +208,10 @@ impl<M: Memory> Stream<M> {
         let slots = (0..plan.slots).map(|_| carve(plan.slot_capacity)).collect::<Result<_, _>>()?;
         let pool =
             (0..plan.demand_slots).map(|_| carve(plan.demand_slot_capacity)).collect::<Result<_, _>>()?;
+        let frames = (0..plan.frames).flat_map(|frame| {
+            plan.frame_slots.iter().enumerate().map(move |(place, bytes)| (Seat { frame, place }, *bytes))
+        });
+        let seats = frames.map(|(seat, bytes)| Ok((seat, carve(bytes)?))).collect::<Result<_, Error>>()?;
 
         let shared = Arc::new(Shared::new(describe, trace));
         let (requests, requested) = crossbeam_channel::unbounded();
@@ -198,6 +226,7 @@ impl<M: Memory> Stream<M> {
             lens: plan.tiles.iter().map(|(tile, _)| tile.len).collect(),
             slots,
             demand_slots: pool,
+            seats,
             requests: requested,
             deliveries: delivered,
             shared: shared.clone(),
@@ -212,9 +241,7 @@ impl<M: Memory> Stream<M> {
             gone: vec![false; plan.tiles.len()],
             resident: plan.tiles.iter().map(|_| None).collect(),
             ahead: BTreeMap::new(),
-            demanded: BTreeMap::new(),
-            ticket: 0,
-            next_ticket: 0,
+            demands: Demands::new(plan),
             reader: ToReader { requests: Some(requests), waker },
             shared,
             feed: None,
@@ -286,13 +313,10 @@ impl<M: Memory> Stream<M> {
     fn accept(&mut self, delivery: Result<Delivery<M>, Error>) -> Result<(), Error> {
         let Delivery { purpose, tile, slot } = delivery.inspect_err(|_| self.ended = true)?;
         match purpose {
-            Purpose::Resident => self.resident[tile.index()] = Some(Arc::new(slot)),
+            Purpose::Resident | Purpose::Frame => self.resident[tile.index()] = Some(Arc::new(slot)),
             Purpose::Step(step) if step < self.position => self.left_out(step, slot),
             Purpose::Step(step) => _ = self.ahead.insert(step, slot),
-            Purpose::Ticket(ticket) if ticket < self.ticket => {
-                self.reader.free_demand(slot.release());
-            }
-            Purpose::Ticket(ticket) => _ = self.demanded.insert(ticket, slot),
+            Purpose::Ticket(ticket) => self.accept_ticket(ticket, slot),
         }
         Ok(())
     }
@@ -337,14 +361,12 @@ impl<M: Memory> Stream<M> {
         self.reader.free(slot.release());
     }
 
-    /// Asks for tiles, each under the next ticket, and forgets what was asked for before.
-    pub(crate) fn demand(&mut self, tiles: &[TileId]) {
-        self.ticket = self.next_ticket;
-        self.next_ticket += tiles.len() as u64;
-        while let Some((_, slot)) = self.demanded.pop_first() {
-            self.reader.free_demand(slot.release());
-        }
-        self.reader.send(Request::Demand((self.ticket..).zip(tiles.iter().copied()).collect()));
+    /// A pass is over, at this step.
+    pub(crate) fn end_pass(&mut self, step: u64) {
+        self.forget_demand();
+        self.age_demands();
+        self.go_to(step);
+        self.shared.meters().passes += 1;
     }
 
     /// The thread sends an error before it ends, so if it ended without one, it was by a panic.

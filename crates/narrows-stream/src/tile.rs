@@ -14,6 +14,18 @@ impl TileId {
     }
 }
 
+/// The number of a group: tiles that are demanded together, as the matrices of an expert are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group(pub u32);
+
+impl Group {
+    /// The number as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Bytes that are moved as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
@@ -33,6 +45,17 @@ pub enum Access {
     Walked,
     /// In the first pass only: from then on it lives elsewhere.
     Once,
-    /// When asked for by number.
-    Demanded,
+    /// When its group is asked for.
+    Demanded(Group),
+}
+
+impl Access {
+    /// The group of a tile that is demanded.
+    #[must_use]
+    pub const fn group(self) -> Option<Group> {
+        match self {
+            Self::Demanded(group) => Some(group),
+            Self::Walked | Self::Once => None,
+        }
+    }
 }

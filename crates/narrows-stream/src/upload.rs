@@ -78,10 +78,10 @@ impl Upload {
 
     fn reclaim(&mut self, copied: Copied) {
         let Copied { source, tag, time } = copied;
-        if let Source::Passing(slot) = source {
-            self.host.give_back(slot);
-        }
         let Some(tile) = self.flying.pop_front() else { return };
+        if let Source::Passing(slot) = source {
+            self.host.give_back(tile, slot);
+        }
         let bytes = Bytes(self.host.len_of(tile) as u64);
         lock(&self.link).meter.add(bytes, &time);
         let (start, end) = (self.made + time.start, self.made + time.end);
@@ -149,6 +149,10 @@ impl TileSource<DeviceRegion> for Upload {
             Err(_) => _ = self.flying.pop_front(),
         }
         None
+    }
+
+    fn expect(&mut self, tiles: &[TileId]) -> Result<(), SourceError> {
+        Ok(self.host.demand_tiles(tiles)?)
     }
 
     fn in_flight(&self) -> usize {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
 use narrows_stream::{
-    Access, Bytes, Error, FileSource, Options, Plan, Request, Slots, Speed, Stream, Tile, TileId, plan,
+    Access, Bytes, Error, FileSource, Group, Options, Plan, Request, Slots, Speed, Stream, Tile, TileId, plan,
 };
 
 /// Tiles of odd sizes at odd offsets, in two files; every fifth is on demand.
@@ -45,7 +45,10 @@ fn planned(share: f64) -> Plan {
     let tiles: Vec<Tile> = ranges()
         .iter()
         .enumerate()
-        .map(|(n, range)| FileSource::tile(range, if n % 5 == 4 { Access::Demanded } else { Access::Walked }))
+        .map(|(n, range)| {
+            let access = if n % 5 == 4 { Access::Demanded(Group(n as u32 / 5)) } else { Access::Walked };
+            FileSource::tile(range, access)
+        })
         .collect();
     let mut request = Request {
         tiles: &tiles,
@@ -53,7 +56,9 @@ fn planned(share: f64) -> Plan {
         grain: narrows_staging::ALIGNMENT,
         needs: &[],
         slots: Slots::Exactly(3),
-        demand_slots: 2,
+        demand_slots: Slots::Exactly(2),
+        frames: 8,
+        demanded_per_pass: Bytes(0),
         extra_per_pass: Bytes(0),
         disk: Speed::assumed(1e9),
         compute: Speed::assumed(1e9),
@@ -85,11 +90,11 @@ fn walk(folder: &Path) {
                 for tile in plan.walk() {
                     assert!(pass.next().unwrap().bytes() == content(&ranges[tile.index()]), "{tile:?}");
                 }
-                let ids = [39, 4, 4, 9, 34].map(TileId);
-                let mut demanded = pass.demand(&ids).unwrap();
-                for id in ids {
-                    let held = demanded.next().unwrap().unwrap();
-                    assert!(held.bytes() == content(&ranges[id.index()]), "{id:?}");
+                let groups = [7, 0, 0, 1, 6].map(Group);
+                pass.demand(&groups).unwrap();
+                for group in groups {
+                    let held = pass.next_demanded().unwrap().unwrap();
+                    assert!(held.bytes() == content(&ranges[group.index() * 5 + 4]), "{group:?}");
                 }
             }
             let stats = stream.stats();

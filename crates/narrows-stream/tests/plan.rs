@@ -1,6 +1,10 @@
 //! The plan against what it promises.
 
-use narrows_stream::{Access, Bound, Bytes, Error, Need, Place, Plan, Request, Slots, Speed, Tile, plan};
+use std::collections::HashMap;
+
+use narrows_stream::{
+    Access, Bound, Bytes, Error, Group, Need, Place, Plan, Request, Slots, Speed, Tile, plan,
+};
 use proptest::prelude::*;
 
 fn region(tile: &Tile) -> u64 {
@@ -9,7 +13,8 @@ fn region(tile: &Tile) -> u64 {
 
 fn tile() -> impl Strategy<Value = Tile> {
     let len = prop_oneof![4 => 1_u64..100_000, 1 => Just(65_536), 1 => 1_u64..2_000_000];
-    let access = prop_oneof![8 => Just(Access::Walked), 1 => Just(Access::Once), 1 => Just(Access::Demanded)];
+    let group = (0..8_u32).prop_map(|group| Access::Demanded(Group(group)));
+    let access = prop_oneof![8 => Just(Access::Walked), 1 => Just(Access::Once), 2 => group];
     (len, 0_u64..8192, access).prop_map(|(len, slack, access)| Tile {
         len: Bytes(len),
         capacity: Bytes(len + slack),
@@ -30,7 +35,8 @@ struct Case {
     tiles: Vec<Tile>,
     slots: Slots,
     needs: Vec<Need>,
-    demand_slots: usize,
+    demand_slots: Slots,
+    frames: usize,
     share: f64,
 }
 
@@ -47,6 +53,8 @@ impl Case {
             needs: &self.needs,
             slots: self.slots,
             demand_slots: self.demand_slots,
+            frames: self.frames,
+            demanded_per_pass: Bytes(30_000),
             extra_per_pass: Bytes(1000),
             disk: Speed::measured(2e9),
             compute: Speed::assumed(10e9),
@@ -71,9 +79,24 @@ impl Case {
 fn case() -> impl Strategy<Value = Case> {
     let tiles = prop::collection::vec(tile(), 0..120);
     let needs = prop::collection::vec((0_u64..300_000).prop_map(|n| Need::new("KV cache", Bytes(n))), 0..3);
-    (tiles, slots(), needs, 0_usize..4, 0.0..1.0).prop_map(|(tiles, slots, needs, demand_slots, share)| {
-        Case { tiles, slots, needs, demand_slots, share }
-    })
+    let frames = prop_oneof![3 => Just(usize::MAX), 1 => 0_usize..4];
+    (tiles, slots(), needs, slots(), frames, 0.0..1.0).prop_map(
+        |(mut tiles, slots, needs, demand_slots, frames, share)| {
+            number_groups(&mut tiles);
+            Case { tiles, slots, needs, demand_slots, frames, share }
+        },
+    )
+}
+
+/// Groups have numbers without gaps.
+fn number_groups(tiles: &mut [Tile]) {
+    let mut numbers = HashMap::new();
+    for tile in tiles {
+        if let Access::Demanded(group) = &mut tile.access {
+            let next = numbers.len() as u32;
+            *group = Group(*numbers.entry(*group).or_insert(next));
+        }
+    }
 }
 
 proptest! {
@@ -91,14 +114,23 @@ proptest! {
         let regions: u64 = at(Place::Resident).map(region).sum();
         let slots = plan.slots as u64 * plan.slot_capacity.get();
         let pool = plan.demand_slots as u64 * plan.demand_slot_capacity.get();
-        prop_assert_eq!(plan.arena.get(), regions + slots + pool);
+        let frame: u64 = plan.frame_slots.iter().map(|bytes| bytes.get()).sum();
+        prop_assert_eq!(plan.arena.get(), regions + slots + pool + plan.frames as u64 * frame);
         prop_assert_eq!(plan.resident, at(Place::Resident).map(|tile| tile.len).sum());
         prop_assert_eq!(plan.slot_capacity.get(), at(Place::Streamed).chain(at(Place::Once)).map(region).max().unwrap_or(0));
-        prop_assert_eq!(plan.demand_slots == 0, at(Place::Demanded).next().is_none());
-        prop_assert!(at(Place::Demanded).all(|tile| tile.access == Access::Demanded && region(tile) <= plan.demand_slot_capacity.get()));
-        prop_assert_eq!(plan.disk_bytes_per_pass, at(Place::Streamed).map(|tile| tile.len).sum::<Bytes>() + Bytes(1000));
+        prop_assert_eq!(plan.demand_slots == 0, plan.frames == plan.groups.len());
+        prop_assert!(plan.frames <= case.frames);
+        prop_assert!(at(Place::Demanded).all(|tile| tile.access.group().is_some() && region(tile) <= plan.demand_slot_capacity.get()));
+        prop_assert_eq!(plan.groups.iter().map(Vec::len).sum::<usize>(), at(Place::Demanded).count());
+        for group in &plan.groups {
+            let fits = group.iter().zip(&plan.frame_slots).all(|(id, slot)| region(&plan.tiles[id.index()].0) <= slot.get());
+            prop_assert!(fits && group.len() <= plan.frame_slots.len());
+        }
+        let missed = 30_000 * (plan.groups.len() - plan.frames) as u64 / plan.groups.len().max(1) as u64;
+        let read = at(Place::Streamed).map(|tile| tile.len.get()).sum::<u64>() + 1000 + missed;
+        prop_assert!(plan.disk_bytes_per_pass.get().abs_diff(read) <= 1);
         prop_assert_eq!(plan.walked, plan.tiles.iter().filter(|(t, _)| t.access == Access::Walked).map(|(t, _)| t.len).sum());
-        prop_assert!(plan.walk().all(|id| plan.tiles[id.index()].0.access != Access::Demanded));
+        prop_assert!(plan.walk().all(|id| plan.tiles[id.index()].0.access.group().is_none()));
     }
 
     #[test]
@@ -121,7 +153,8 @@ proptest! {
             let plan = case.plan(budget).unwrap();
             let streams = plan.tiles.iter().any(|(_, place)| matches!(place, Place::Streamed | Place::Once));
             prop_assert_eq!(streams, plan.slots > 0);
-            prop_assert_eq!(plan.all_resident(), budget >= plan.all_resident_at.get());
+            let may_stay = plan.groups.len() <= case.frames;
+            prop_assert_eq!(plan.all_resident(), may_stay && budget >= plan.all_resident_at.get());
         }
     }
 
@@ -154,8 +187,8 @@ proptest! {
 
 fn uniform(count: usize, slots: Slots, budget: u64) -> Result<Plan, Error> {
     let tiles = vec![Tile { len: Bytes::mib(8), capacity: Bytes::mib(8), access: Access::Walked }; count];
-    Case { tiles, slots, needs: vec![Need::new("KV cache", Bytes::mib(4))], demand_slots: 1, share: 0.0 }
-        .plan(budget << 20)
+    let needs = vec![Need::new("KV cache", Bytes::mib(4))];
+    Case { tiles, slots, needs, demand_slots: Slots::Auto, frames: 0, share: 0.0 }.plan(budget << 20)
 }
 
 #[test]
@@ -190,7 +223,8 @@ fn a_refusal_says_what_would_do() {
 fn a_big_model_is_planned_at_once() {
     // 405B in bf16, cut into tiles of 32 MiB.
     let tiles = vec![Tile { len: Bytes::mib(32), capacity: Bytes(33 << 20), access: Access::Walked }; 24_000];
-    let case = Case { tiles, slots: Slots::Auto, needs: vec![], demand_slots: 0, share: 0.0 };
+    let case =
+        Case { tiles, slots: Slots::Auto, needs: vec![], demand_slots: Slots::Auto, frames: 0, share: 0.0 };
     let plan = case.plan(400 << 30).unwrap();
     assert!(plan.total() > Bytes((400 << 30) - (33 << 20)));
 }

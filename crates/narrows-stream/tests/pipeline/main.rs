@@ -3,15 +3,15 @@
 
 mod nasty;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, Filling, Free, Slot};
 use narrows_stream::{
-    Access, Bytes, Completed, Error, Options, Place, Plan, Request, Slots, SourceError, Speed, Stream, Tile,
-    TileId, TileSource, Trace, plan,
+    Access, Bytes, Completed, Error, Group, Options, Pass, Place, Plan, Request, Slots, SourceError, Speed,
+    Stream, Tile, TileId, TileSource, Trace, plan,
 };
 use proptest::prelude::*;
 
@@ -22,6 +22,8 @@ struct Case {
     tiles: Vec<Tile>,
     slots: usize,
     demand_slots: usize,
+    /// How many groups of demanded tiles may stay.
+    frames: usize,
     share: f64,
     seed: u64,
     passes: usize,
@@ -35,30 +37,39 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let tile =
-        (1_u64..20_000, 0_u64..5000, prop::bool::weighted(0.2)).prop_map(|(len, slack, demanded)| Tile {
-            len: Bytes(len),
-            capacity: Bytes(len + slack),
-            access: if demanded { Access::Demanded } else { Access::Walked },
-        });
+    // About every third tile is demanded, in groups of three, here and there.
+    let tile = (1_u64..20_000, 0_u64..5000, 0_usize..30).prop_map(|(len, slack, kind)| Tile {
+        len: Bytes(len),
+        capacity: Bytes(len + slack),
+        access: if kind < 10 { Access::Demanded(Group(kind as u32 / 2)) } else { Access::Walked },
+    });
     let rare = || prop_oneof![Just(1_000_000_usize), 2_usize..20];
     (
-        (prop::collection::vec(tile, 1..40), 1_usize..8, 1_usize..4, 0.0..1.1, any::<u64>(), 1_usize..6),
+        (
+            prop::collection::vec(tile, 1..40),
+            1_usize..8,
+            (1_usize..4, 0_usize..6),
+            0.0..1.1,
+            any::<u64>(),
+            1_usize..6,
+        ),
         (rare(), rare(), rare()),
         prop::option::weighted(0.3, (1_usize..80, any::<bool>())),
         prop_oneof![Just(1_000_000_usize), 0_usize..100],
     )
         .prop_map(
             |(
-                (tiles, slots, demand_slots, share, seed, passes),
+                (mut tiles, slots, (demand_slots, frames), share, seed, passes),
                 (skips, demands, leaves),
                 fail,
                 drop_after,
             )| {
+                number_groups(&mut tiles);
                 Case {
                     tiles,
                     slots,
                     demand_slots,
+                    frames,
                     share,
                     seed,
                     passes,
@@ -72,6 +83,17 @@ fn case() -> impl Strategy<Value = Case> {
         )
 }
 
+/// Groups have numbers without gaps.
+fn number_groups(tiles: &mut [Tile]) {
+    let mut numbers = HashMap::new();
+    for tile in tiles {
+        if let Access::Demanded(group) = &mut tile.access {
+            let next = numbers.len() as u32;
+            *group = Group(*numbers.entry(*group).or_insert(next));
+        }
+    }
+}
+
 fn planned(case: &Case) -> Plan {
     let mut request = Request {
         tiles: &case.tiles,
@@ -79,7 +101,9 @@ fn planned(case: &Case) -> Plan {
         grain: narrows_staging::ALIGNMENT,
         needs: &[],
         slots: Slots::Exactly(case.slots),
-        demand_slots: case.demand_slots,
+        demand_slots: Slots::Exactly(case.demand_slots),
+        frames: case.frames,
+        demanded_per_pass: Bytes(0),
         extra_per_pass: Bytes(0),
         disk: Speed::assumed(1e9),
         compute: Speed::assumed(1e9),
@@ -108,6 +132,8 @@ struct Outcome {
     calls: usize,
     held: u64,
     held_from_slots: u64,
+    demanded: u64,
+    groups: u64,
     whole_passes: bool,
 }
 
@@ -115,39 +141,39 @@ struct Outcome {
 fn drive(case: &Case, plan: &Plan, stream: &mut Stream) -> Result<Option<Outcome>, Error> {
     let mut rng = Rng(case.seed ^ 1);
     let mut out = Outcome { whole_passes: true, ..Outcome::default() };
-    let on_demand: Vec<_> = (0..)
-        .map(TileId)
-        .zip(&plan.tiles)
-        .filter(|(_, (_, p))| *p == Place::Demanded)
-        .map(|(id, _)| id)
-        .collect();
     let check = |out: &mut Outcome, held: &narrows_stream::Held<'_>, wanted: TileId| {
         let (tile, place) = plan.tiles[wanted.index()];
         assert_eq!(held.tile(), wanted);
         assert!(held.bytes() == content(wanted, tile.len.get() as usize), "the bytes of {wanted:?}");
         out.held += tile.len.get();
-        out.held_from_slots += if place == Place::Resident { 0 } else { tile.len.get() };
+        match place {
+            Place::Resident => {}
+            Place::Demanded => out.demanded += tile.len.get(),
+            _ => out.held_from_slots += tile.len.get(),
+        }
     };
     for _ in 0..case.passes {
         let mut pass = stream.pass();
+        let mut wanted = VecDeque::new();
         for tile in plan.walk() {
             if out.calls >= case.drop_after {
                 return Ok(None);
             }
             out.calls += 1;
             assert_eq!(pass.peek(), Some(tile));
-            if !on_demand.is_empty() && rng.one_in(case.demands) {
-                let ids: Vec<_> = (0..rng.below(7)).map(|_| on_demand[rng.below(on_demand.len())]).collect();
-                let take = if rng.one_in(4) { rng.below(ids.len() + 1) } else { ids.len() + 1 };
-                let mut demanded = pass.demand(&ids)?;
-                let mut taken = 0;
-                while taken < take
-                    && let Some(held) = demanded.next()?
-                {
-                    check(&mut out, &held, ids[taken]);
-                    taken += 1;
-                }
-                assert_eq!(taken, take.min(ids.len()));
+            if !plan.groups.is_empty() && rng.one_in(case.demands) {
+                let count = plan.groups.len();
+                let groups: Vec<_> =
+                    (0..rng.below(5)).map(|_| Group(rng.below(count).min(rng.below(count)) as u32)).collect();
+                pass.demand(&groups)?;
+                out.groups += groups.len() as u64;
+                wanted = groups.iter().flat_map(|group| plan.groups[group.index()].clone()).collect();
+            }
+            // Some at once, some when the walk went on, and some never.
+            while rng.below(8) > 0
+                && let Some(held) = pass.next_demanded()?
+            {
+                check(&mut out, &held, wanted.pop_front().unwrap());
             }
             if rng.one_in(case.skips) {
                 out.whole_passes = false;
@@ -184,7 +210,16 @@ fn run(case: &Case) {
             let stats = stream.stats();
             assert_eq!(stats.passes, case.passes as u64);
             assert_eq!(stats.compute.bytes, Bytes(out.held));
-            assert_eq!(stats.streamed, Bytes(out.held_from_slots));
+            assert_eq!(stats.demands.hits + stats.demands.misses, out.groups);
+            assert!(stats.streamed >= Bytes(out.held_from_slots));
+            assert!(stats.streamed <= Bytes(out.held_from_slots + out.demanded));
+            if plan.frames == 0 {
+                assert_eq!(stats.streamed, Bytes(out.held_from_slots + out.demanded));
+                assert_eq!(stats.demands.hits, 0);
+            }
+            if plan.frames == plan.groups.len() {
+                assert!(stats.demands.misses <= plan.groups.len() as u64);
+            }
             assert!(stats.disk.bytes >= Bytes(out.held_from_slots));
             assert!(stats.resident <= plan.resident);
             if out.whole_passes {
@@ -239,12 +274,13 @@ fn simple(tiles: u32, demanded: u32, slots: usize, share: f64) -> Case {
     let tile = |i| Tile {
         len: Bytes(1000),
         capacity: Bytes(4096),
-        access: if i >= tiles { Access::Demanded } else { Access::Walked },
+        access: if i >= tiles { Access::Demanded(Group(i - tiles)) } else { Access::Walked },
     };
     Case {
         tiles: (0..tiles + demanded).map(tile).collect(),
         slots,
         demand_slots: 2,
+        frames: 0,
         share,
         seed: 7,
         passes: 3,
@@ -291,6 +327,19 @@ fn skipped_tiles_are_not_read_if_there_is_time() {
     assert!(reads.len() <= 5, "{reads:?}");
 }
 
+/// Takes `count` tiles of those that were demanded; each has a group of its own, behind `first` walked tiles.
+fn take(pass: &mut Pass<'_>, groups: &[u32], first: u32, count: usize) {
+    pass.demand(&groups.iter().map(|group| Group(*group)).collect::<Vec<_>>()).unwrap();
+    for group in &groups[..count] {
+        let held = pass.next_demanded().unwrap().unwrap();
+        assert_eq!(held.tile(), TileId(first + group));
+        assert_eq!(held.bytes(), content(TileId(first + group), 1000));
+    }
+    if count == groups.len() {
+        assert!(pass.next_demanded().unwrap().is_none());
+    }
+}
+
 #[test]
 fn demands_are_checked() {
     let case = simple(4, 3, 2, 0.5);
@@ -298,18 +347,16 @@ fn demands_are_checked() {
     let (source, _) = Nasty::new(&plan, 4, None);
     let mut stream = start(&plan, source, 0);
     let mut pass = stream.pass();
-    for wrong in [TileId(0), TileId(7), TileId(u32::MAX)] {
-        assert!(
-            matches!(pass.demand(&[TileId(4), wrong]), Err(Error::NotDemanded { tile }) if tile == wrong)
-        );
+    for wrong in [Group(3), Group(u32::MAX)] {
+        assert!(matches!(pass.demand(&[Group(1), wrong]), Err(Error::NoGroup { group }) if group == wrong));
     }
-    assert!(pass.demand(&[]).unwrap().next().unwrap().is_none());
+    take(&mut pass, &[], 4, 0);
     // All are asked for and none is taken; then again, and two are.
-    drop(pass.demand(&[TileId(4), TileId(5), TileId(6)]).unwrap());
-    let ids = [TileId(6), TileId(6), TileId(5)];
-    let mut demanded = pass.demand(&ids).unwrap();
-    assert_eq!(demanded.next().unwrap().unwrap().tile(), TileId(6));
-    assert_eq!(demanded.next().unwrap().unwrap().bytes(), content(TileId(6), 1000));
+    take(&mut pass, &[0, 1, 2], 4, 0);
+    take(&mut pass, &[2, 2, 1], 4, 2);
+    drop(pass);
+    // What a pass left is not there for the next.
+    assert!(stream.pass().next_demanded().unwrap().is_none());
 }
 
 #[test]
@@ -320,21 +367,17 @@ fn demands_that_are_dropped_lose_no_slot() {
             let (source, log) = Nasty::new(&plan, 5, None);
             let mut stream = start(&plan, source, 0);
             let mut pass = stream.pass();
-            let ids: Vec<_> = (4..8).map(TileId).collect();
-            let mut take = |count: usize| {
-                let mut demanded = pass.demand(&ids).unwrap();
-                for id in &ids[..count] {
-                    assert_eq!(demanded.next().unwrap().unwrap().bytes(), content(*id, 1000));
-                }
+            let mut take_some = |count: usize| {
+                take(&mut pass, &[0, 1, 2, 3], 4, count);
                 // Sometimes the rest is on its way already when it is forgotten.
                 thread::sleep(Duration::from_micros(count as u64 % 2 * 300));
             };
             let mut rng = Rng(6);
-            (0..100).for_each(|_| take(rng.below(5)));
+            (0..100).for_each(|_| take_some(rng.below(5)));
             // All slots are back, and all are used.
-            take(4);
+            take_some(4);
             log.lock().unwrap().most_demanded = 0;
-            take(4);
+            take_some(4);
             assert_eq!(log.lock().unwrap().most_demanded, demand_slots);
         });
     }
@@ -347,10 +390,46 @@ fn what_is_demanded_no_more_is_not_read() {
     let mut stream = start(&plan, source, 0);
     let mut pass = stream.pass();
     // One slot, which only the next wait of this thread can free, so at most one of these is read.
-    drop(pass.demand(&[TileId(5), TileId(6), TileId(7)]).unwrap());
-    assert_eq!(pass.demand(&[TileId(4)]).unwrap().next().unwrap().unwrap().tile(), TileId(4));
+    take(&mut pass, &[1, 2, 3], 4, 0);
+    take(&mut pass, &[0], 4, 1);
     let read = log.lock().unwrap().reads.iter().filter(|tile| tile.0 >= 4).count();
     assert!(read <= 2, "{read}");
+}
+
+#[test]
+fn groups_that_are_used_most_stay() {
+    within_a_minute(|| {
+        let plan = planned(&Case { frames: 2, ..simple(4, 6, 2, 9.0) });
+        assert_eq!((plan.frames, plan.demand_slots), (2, 2));
+        let (source, log) = Nasty::new(&plan, 9, None);
+        let mut stream = start(&plan, source, 0);
+        for rare in [0, 1, 2, 3, 0, 1] {
+            let mut pass = stream.pass();
+            // 4 and 5 are used in every pass, one of the others besides.
+            take(&mut pass, &[4, rare, 5], 4, 3);
+        }
+        let reads = |tile| log.lock().unwrap().reads.iter().filter(|read| read.0 == tile).count();
+        assert_eq!((reads(8), reads(9)), (1, 2), "a rare one was there first");
+        let demands = stream.stats().demands;
+        assert_eq!((demands.hits, demands.misses), (9, 9));
+        assert_eq!(demands.bytes, Bytes(9000));
+        assert_eq!(demands.hit_rate(), Some(0.5));
+    });
+}
+
+#[test]
+fn nothing_is_read_twice_when_all_groups_have_frames() {
+    within_a_minute(|| {
+        let plan = planned(&Case { frames: 6, ..simple(4, 6, 2, 1.0) });
+        assert!(plan.all_resident() && plan.demand_slots == 0);
+        let (source, log) = Nasty::new(&plan, 10, None);
+        let mut stream = start(&plan, source, 0);
+        for pass in 0..20 {
+            take(&mut stream.pass(), &[pass % 6, 5 - pass % 3], 4, 1 + pass as usize % 2);
+        }
+        let reads = log.lock().unwrap().reads.iter().filter(|tile| tile.0 >= 4).count();
+        assert!(reads <= 6, "{reads}");
+    });
 }
 
 #[test]

@@ -83,9 +83,9 @@ impl TileSource for Nasty {
         log.in_flight.push(tile);
         let place = |tile: &TileId| self.plan.tiles[tile.index()].1;
         let count = |at| log.in_flight.iter().filter(|tile| place(tile) == at).count();
-        let over =
-            count(Place::Streamed) > self.plan.slots || count(Place::Demanded) > self.plan.demand_slots;
         let demanded = count(Place::Demanded);
+        let seats = self.plan.demand_slots + self.plan.frames * self.plan.frame_slots.len();
+        let over = count(Place::Streamed) > self.plan.slots || demanded > seats;
         log.too_many |= over;
         log.most_demanded = log.most_demanded.max(demanded);
         drop(log);
