@@ -265,14 +265,18 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         own.map(|(what, bytes)| Need::new(what, bytes)).chain(request.needs.iter().cloned()).collect()
     };
     if request.budget < minimum {
-        let needs = needs(Bytes(0), least, least_pool, Bytes(0));
+        let needs = if minimum == fixed + least_pool + least {
+            needs(Bytes(0), least, least_pool, Bytes(0))
+        } else {
+            needs(all, everything.saturating_sub(all), Bytes(0), all_frames)
+        };
         return Err(Error::BudgetTooSmall { budget: request.budget, minimum, needs });
     }
 
     // All groups have a frame, or some tiles pass through the pool.
     let all_framed = may_all_stay && request.budget >= everything_at;
-    let least_pool = if all_framed { Bytes(0) } else { least_pool };
-    let room = request.budget.saturating_sub(fixed + least_pool);
+    let least_demanded = if all_framed { all_frames } else { least_pool };
+    let room = request.budget.saturating_sub(fixed + least_demanded);
     let resident = if everything <= room {
         vec![true; walked.len()]
     } else {
@@ -294,14 +298,16 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     let (demand_slots, frames) = if all_framed {
         (0, groups.len())
     } else {
-        let left = room.saturating_sub(resident_regions + slot_bytes) + least_pool;
         let fitting = |left: Bytes, one: Bytes| left.get().checked_div(one.get()).unwrap_or(0);
-        let demand_slots = wanted_demanded.min(fitting(left, demand_slot)).max(fewest_demanded);
-        let left = left.saturating_sub(times(demand_slots, demand_slot));
+        let left = room.saturating_sub(resident_regions) + least_pool;
+        let pool = fitting(left.saturating_sub(slot_bytes), demand_slot);
+        // Frames get what no slot will ever want, or more memory could mean fewer of them.
+        let wanted_slots = times(wanted.min(passing), slot_capacity) + times(wanted_demanded, demand_slot);
+        let frames = fitting(left.saturating_sub(wanted_slots), frame) as usize;
         let most = if streamed().next().is_none() { request.frames.min(groups.len()) } else { 0 };
-        (demand_slots as usize, most.min(fitting(left, frame) as usize))
+        (wanted_demanded.min(pool).max(fewest_demanded), most.min(frames))
     };
-    let pool = times(demand_slots as u64, demand_slot);
+    let pool = times(demand_slots, demand_slot);
     let frame_bytes = times(frames as u64, frame);
     let walked_len: Bytes = walked.iter().map(|tile| tile.len).sum();
     let unframed = (groups.len() - frames) as f64 / groups.len().max(1) as f64;
@@ -324,7 +330,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         grain: request.grain,
         slots: slots as usize,
         slot_capacity,
-        demand_slots,
+        demand_slots: demand_slots as usize,
         demand_slot_capacity: demand_slot,
         groups,
         frames,
