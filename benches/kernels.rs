@@ -318,11 +318,7 @@ fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
             let weights: Vec<_> =
                 (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
             cases.push(Case {
-                operation: if n > Kernels::MATVEC_ROWS && encoding.block().is_none() {
-                    "gemm"
-                } else {
-                    "matvec"
-                },
+                operation: if n > Kernels::MATVEC_ROWS { "gemm" } else { "matvec" },
                 what: format!("{encoding} [{rows}, {cols}] x {n}"),
                 bytes: len + x.len() + y.len(),
                 flops: 2 * rows * cols * n,
