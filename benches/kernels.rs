@@ -318,11 +318,7 @@ fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
             let weights: Vec<_> =
                 (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
             cases.push(Case {
-                operation: if n > Kernels::MATVEC_ROWS && encoding.block().is_none() {
-                    "gemm"
-                } else {
-                    "matvec"
-                },
+                operation: if n > Kernels::MATVEC_ROWS { "gemm" } else { "matvec" },
                 what: format!("{encoding} [{rows}, {cols}] x {n}"),
                 bytes: len + x.len() + y.len(),
                 flops: 2 * rows * cols * n,
@@ -469,6 +465,26 @@ fn elementwise(bench: &Bench, n: usize) -> Result<Vec<Case>> {
         Ok(own.add(&queue, a, x)?)
     };
     push("add", format!("[{n}, {hidden}]"), 3 * rows, Box::new(run));
+
+    // Every other row of twice as many, as an expert gets some of a batch.
+    let numbers: Vec<u32> = (0..n as u32).map(|i| 2 * i).collect();
+    let named = range(&bench.device, n * size_of::<u32>())?;
+    stream.upload(bytemuck::cast_slice(&numbers), &named)?;
+    let (gathered, own, queue, of) =
+        (sets(&[2 * rows, rows])?, kernels.clone(), stream.clone(), named.clone());
+    let run = move |turn: usize| {
+        let [x, to] = &gathered[turn % gathered.len()][..] else { return Ok(()) };
+        Ok(own.gather_rows(&queue, x, Encoding::F32, hidden, &of, to)?)
+    };
+    push("gather_rows", format!("[{n}, {hidden}]"), 2 * rows, Box::new(run));
+
+    let (scattered, own, queue) = (sets(&[rows, 2 * rows])?, kernels.clone(), stream.clone());
+    let weights = bench.f32s(&noise(6, n))?;
+    let run = move |turn: usize| {
+        let [y, to] = &scattered[turn % scattered.len()][..] else { return Ok(()) };
+        Ok(own.scatter_add(&queue, y, hidden, &named, &weights, to)?)
+    };
+    push("scatter_add", format!("[{n}, {hidden}]"), 3 * rows, Box::new(run));
 
     let layout = KvLayout { encoding: Encoding::Bf16, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
     let width = KV_HEADS * HEAD_DIM;

@@ -3,13 +3,17 @@
 // A block computes a tile of y from tiles of the weights and of x that pass through shared memory in stages.
 // Each element of y is one chain of sums over the columns, 16 at a time in the matrix units, one at a time
 // without them: the same chain in every tile shape, which is why the launcher may choose the shape freely.
-#include "device.cuh"
+//
+// Quantised weights are decoded on their way to shared memory, rounded to bf16, which is what x is in then: the
+// products are those of a matrix that was decoded to bf16 before, bit for bit, and no such matrix is anywhere.
+#include "blocks.cuh"
 
 struct GemmParams {
     const void* weights;  // [rows, cols]
     const void* x;        // [n, cols]
     float* y;             // [n, stride], from the first column that is written
     uint64_t stride;
+    uint64_t row_bytes;  // of the weights
     uint32_t rows;
     uint32_t cols;
     uint32_t n;
@@ -40,8 +44,8 @@ struct Tile {
     }
 };
 
-// How a tile of a matrix comes to shared memory: encodings that are decoded on the way are further ones of
-// these. Rows beyond the last repeat it, and what they give is not stored; columns beyond the last are zeros.
+// How a tile of numbers comes to shared memory as it is. Rows beyond the last repeat it, and what they give is not
+// stored; columns beyond the last are zeros.
 
 // By asynchronous copies of 16 bytes, which rows of whole multiples of 16 bytes allow.
 template <typename T>
@@ -79,6 +83,74 @@ __device__ __forceinline__ void load_tile(unsigned char* to, const T* matrix, ui
     }
 }
 
+// How the weights of a stage come to shared memory, in two steps that have a stage of products between them: what
+// `fetch` reads from memory, `put` leaves in shared memory.
+
+// As they are stored, which is a copy that needs no registers in between.
+template <typename T, typename Loader>
+struct Verbatim {
+    struct Held {};
+    static __device__ __forceinline__ void prepare(float*) {}
+    template <typename Shape>
+    static __device__ __forceinline__ void fetch(Held&, const GemmParams&, uint32_t, int) {}
+    template <typename Shape>
+    static __device__ __forceinline__ void put(unsigned char* to, const Held&, const GemmParams& p, uint32_t first,
+                                               int step, const float*) {
+        load_tile<T, Shape, Loader, Shape::WEIGHTS>(to, static_cast<const T*>(p.weights), first, p.rows,
+                                                    step * Shape::CHUNKS * (16 / int(sizeof(T))), p.cols);
+    }
+};
+
+// From codes and scales to bf16. A thread has 32 weights of one row: a block of q8, half of one of nf4.
+template <typename Encoding>
+struct Decoded {
+    static constexpr int LOADS = 32 / Encoding::VALUES;
+    struct Held {
+        uint4 codes[LOADS];
+        uint16_t scale;
+    };
+    static __device__ __forceinline__ void prepare(float* table) {
+        Encoding::fill(table);
+        __syncthreads();
+    }
+    template <typename Shape>
+    static __device__ __forceinline__ void fetch(Held& held, const GemmParams& p, uint32_t first, int step) {
+        constexpr int PER_ROW = Shape::CHUNKS / 4;
+        static_assert(Shape::THREADS == PER_ROW * Shape::WEIGHTS, "every thread decodes 32 weights");
+        const uint32_t row = min(first + threadIdx.x / PER_ROW, p.rows - 1);
+        const uint32_t piece = step * PER_ROW + threadIdx.x % PER_ROW;
+        const unsigned char* from = static_cast<const unsigned char*>(p.weights) + row * p.row_bytes;
+        // What is beyond the last column is multiplied with zeros, and is not to be read.
+        const bool inside = piece * 32 < p.cols;
+        held.scale = inside ? scale_at(from, piece * LOADS) : uint16_t(0);
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+            held.codes[i] = inside ? __ldg(reinterpret_cast<const uint4*>(codes_at(from, piece * LOADS + i)))
+                                   : make_uint4(0, 0, 0, 0);
+        }
+    }
+    template <typename Shape>
+    static __device__ __forceinline__ void put(unsigned char* to, const Held& held, const GemmParams&, uint32_t, int,
+                                               const float* table) {
+        constexpr int PER_ROW = Shape::CHUNKS / 4;
+        constexpr int PARTS = Encoding::VALUES / PART;
+        const int row = threadIdx.x / PER_ROW;
+        const int chunk = threadIdx.x % PER_ROW * 4;
+        const float scale = scale_of(held.scale);
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                float w[PART];
+                Encoding::decode(held.codes[i], part, scale, table, w);
+                *reinterpret_cast<uint4*>(to + Shape::at(row, chunk + i * PARTS + part)) = make_uint4(
+                    pack_two<__nv_bfloat16>(w[0], w[1]), pack_two<__nv_bfloat16>(w[2], w[3]),
+                    pack_two<__nv_bfloat16>(w[4], w[5]), pack_two<__nv_bfloat16>(w[6], w[7]));
+            }
+        }
+    }
+};
+
 __device__ __forceinline__ float2 two(const float* from) { return *reinterpret_cast<const float2*>(from); }
 __device__ __forceinline__ float2 two(const __half* from) {
     return __half22float2(*reinterpret_cast<const __half2*>(from));
@@ -87,7 +159,7 @@ __device__ __forceinline__ float2 two(const __nv_bfloat16* from) {
     return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
 }
 
-template <typename T, typename Shape, typename Loader>
+template <typename T, typename Shape, typename Weights, typename Loader>
 __device__ __forceinline__ void gemm(const GemmParams& p) {
     constexpr int ELEMENTS = 16 / sizeof(T);
     constexpr int DEPTH = Shape::CHUNKS * ELEMENTS;
@@ -95,7 +167,8 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
     constexpr int NS = Shape::WARP_X / 8;
 
     DYNAMIC_SHARED(unsigned char, shared);
-    const T* weights = static_cast<const T*>(p.weights);
+    __shared__ float table[16];
+    Weights::prepare(table);
     const T* x = static_cast<const T*>(p.x);
     // Blocks of one tile of weights follow each other, so that it comes from memory once.
     const uint32_t first_x = blockIdx.x * Shape::X;
@@ -106,18 +179,25 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
     const int warp_x = warp / Shape::WARPS_WEIGHTS * Shape::WARP_X;
     const int steps = (p.cols + DEPTH - 1) / DEPTH;
 
+    typename Weights::Held held;
+    const auto fetch = [&](int step) {
+        if (step < steps) {
+            Weights::template fetch<Shape>(held, p, first_weight, step);
+        }
+    };
     const auto load = [&](int step) {
         if (step < steps) {
             unsigned char* stage = shared + step % Shape::STAGES * Shape::STAGE_BYTES;
-            load_tile<T, Shape, Loader, Shape::WEIGHTS>(stage, weights, first_weight, p.rows, step * DEPTH,
-                                                        p.cols);
+            Weights::template put<Shape>(stage, held, p, first_weight, step, table);
             load_tile<T, Shape, Loader, Shape::X>(stage + Shape::WEIGHTS_BYTES, x, first_x, p.n, step * DEPTH,
                                                   p.cols);
         }
         cp_async_commit(); // also where nothing was loaded: waits count groups
+        fetch(step + 1);
     };
 
     float sums[MS][NS][4] = {};
+    fetch(0);
 #pragma unroll
     for (int step = 0; step < Shape::STAGES - 1; ++step) {
         load(step);
@@ -240,23 +320,20 @@ using Small = Tile<64, 64, 32, 32, 8, 4>;
 using Large = Tile<128, 128, 64, 64, 4, 3>;
 using Huge = Tile<256, 128, 64, 64, 4, 4>;
 
-#define GEMM(shape, Shape, Loader, encoding, T) \
+#define GEMM(shape, Shape, Loader, encoding, T, ...) \
     KERNEL __launch_bounds__(Shape::THREADS) gemm_##shape##_##encoding(const GemmParams p) { \
-        gemm<T, Shape, Loader<T>>(p); \
+        gemm<T, Shape, __VA_ARGS__, Loader<T>>(p); \
     }
+// Every encoding of weights in one shape, with x loaded by Loader.
+#define ENCODINGS(shape, Shape, Loader) \
+    GEMM(shape, Shape, Loader, f32, float, Verbatim<float, Loader<float>>) \
+    GEMM(shape, Shape, Loader, f16, __half, Verbatim<__half, Loader<__half>>) \
+    GEMM(shape, Shape, Loader, bf16, __nv_bfloat16, Verbatim<__nv_bfloat16, Loader<__nv_bfloat16>>) \
+    GEMM(shape, Shape, Loader, q8, __nv_bfloat16, Decoded<Q8>) \
+    GEMM(shape, Shape, Loader, nf4, __nv_bfloat16, Decoded<Nf4>)
 
-GEMM(narrow, Narrow, Aligned, f32, float)
-GEMM(narrow, Narrow, Aligned, f16, __half)
-GEMM(narrow, Narrow, Aligned, bf16, __nv_bfloat16)
-GEMM(small, Small, Aligned, f32, float)
-GEMM(small, Small, Aligned, f16, __half)
-GEMM(small, Small, Aligned, bf16, __nv_bfloat16)
-GEMM(large, Large, Aligned, f32, float)
-GEMM(large, Large, Aligned, f16, __half)
-GEMM(large, Large, Aligned, bf16, __nv_bfloat16)
-GEMM(huge, Huge, Aligned, f32, float)
-GEMM(huge, Huge, Aligned, f16, __half)
-GEMM(huge, Huge, Aligned, bf16, __nv_bfloat16)
-GEMM(unaligned, Small, Unaligned, f32, float)
-GEMM(unaligned, Small, Unaligned, f16, __half)
-GEMM(unaligned, Small, Unaligned, bf16, __nv_bfloat16)
+ENCODINGS(narrow, Narrow, Aligned)
+ENCODINGS(small, Small, Aligned)
+ENCODINGS(large, Large, Aligned)
+ENCODINGS(huge, Huge, Aligned)
+ENCODINGS(unaligned, Small, Unaligned)

@@ -2,7 +2,7 @@ use narrows_shard::Encoding;
 use narrows_staging::device::{DeviceSlice, Stream};
 
 use crate::error::{Error, Result, check_len, narrow, product};
-use crate::image::{self, Kernel, Loader, Params, PerEncoding};
+use crate::image::{self, Kernel, Loader, Params, PerEncoding, PerQuantised};
 use crate::linear::{Matrix, RowsMut};
 use crate::{Kernels, elements};
 
@@ -13,6 +13,7 @@ struct GemmParams {
     x: u64,
     y: u64,
     stride: u64,
+    row_bytes: u64,
     rows: u32,
     cols: u32,
     n: u32,
@@ -67,9 +68,19 @@ impl Tile {
 
 /// A kernel of one tile shape.
 struct Shape {
-    kernels: PerEncoding<Kernel<GemmParams>>,
+    plain: PerEncoding<Kernel<GemmParams>>,
+    quantised: PerQuantised<Kernel<GemmParams>>,
     tile: Tile,
     shared: u32,
+}
+
+impl Shape {
+    const fn kernel(&self, encoding: Encoding) -> Result<&Kernel<GemmParams>> {
+        match encoding.block() {
+            None => self.plain.get(encoding),
+            Some(_) => self.quantised.get(encoding),
+        }
+    }
 }
 
 pub(crate) struct Gemm {
@@ -82,12 +93,12 @@ impl Gemm {
     pub(crate) fn load(loader: &Loader<'_>) -> Result<Self> {
         let module = loader.module("gemm", image::GEMM)?;
         let shape = |name, tile: Tile| -> Result<Shape> {
-            let kernels: PerEncoding<Kernel<GemmParams>> = module.per_encoding(name)?;
-            let shared = tile.shared(loader.architecture());
-            for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
-                kernels.get(encoding)?.allow_shared(shared)?;
+            let (plain, quantised) = (module.per_encoding(name)?, module.per_quantised(name)?);
+            let shape = Shape { plain, quantised, tile, shared: tile.shared(loader.architecture()) };
+            for encoding in Encoding::ALL {
+                shape.kernel(encoding)?.allow_shared(shape.shared)?;
             }
-            Ok(Shape { kernels, tile, shared })
+            Ok(shape)
         };
         Ok(Self {
             shapes: [
@@ -108,12 +119,15 @@ impl Gemm {
 
 impl Kernels {
     /// `y[r, first + i] = sum over c of matrix[i, c] * x[r, c]` for `n` rows of `x`, which are in the encoding of
-    /// the matrix: the product for many rows.
+    /// the matrix, or in bf16 where that is quantised: the product for many rows.
     ///
     /// f16 and bf16 go through the matrix units (f16 from compute capability 7.5, bf16 from 8.0) with float32
     /// sums; f32, and what has no matrix units, through float32 multiply-adds. Each element of `y` is one chain
     /// of sums over the columns in their order, whatever `n`, the tiles that `matrix` comes in, and the shape of
     /// a block: on one device the same row gives the same bits.
+    ///
+    /// Quantised weights are rounded to bf16 while they come to shared memory, so the result is to the bit that
+    /// of [`Kernels::dequantise`] to bf16 and the product with that.
     ///
     /// Blocks, stages and swizzled shared memory are those of CUTLASS' multistage kernel for Ampere
     /// (<https://github.com/NVIDIA/cutlass>, `mma_multistage.h`).
@@ -126,7 +140,8 @@ impl Kernels {
         y: &RowsMut<'_>,
     ) -> Result<()> {
         let (encoding, rows, cols) = (matrix.encoding(), matrix.rows(), matrix.cols());
-        check_len("x", elements("x", x, encoding)?, product("x", &[n, cols])?)?;
+        let operand = encoding.operand();
+        check_len("x", elements("x", x, operand)?, product("x", &[n, cols])?)?;
         check_len("the result of a linear, in rows,", y.rows(), n)?;
         if rows > y.width() {
             let what = "the result of a linear, in columns,";
@@ -135,8 +150,10 @@ impl Kernels {
         if n == 0 || rows == 0 {
             return Ok(());
         }
-        // All rows of both start at multiples of 16 if the first does and they are as long.
-        let starts = matrix.row_bytes() as u64 | matrix.address() | x.address();
+        // All rows of both start at multiples of 16 if the first does and they are as long. Quantised ones do in
+        // any case.
+        let x_bytes = operand.row_bytes(cols).ok_or(Error::Overflow { what: "a row of x" })?;
+        let starts = matrix.address() | x_bytes as u64 | x.address();
         let multiprocessors = self.device().multiprocessors() as usize;
         let shape = self.gemm.shape(Tile::choose(rows, n, multiprocessors), starts.is_multiple_of(16));
         let (blocks_x, blocks_weights) = shape.tile.blocks(rows, n);
@@ -149,15 +166,14 @@ impl Kernels {
             x: x.address(),
             y: y.address(0),
             stride: y.stride() as u64,
+            row_bytes: matrix.row_bytes() as u64,
             rows: narrow("the rows of a matrix", rows)?,
             cols: narrow("the columns of a matrix", cols)?,
             n: narrow("the rows of x", n)?,
             reserved: 0,
         };
-        // SAFETY: The kernel reads `rows * cols` elements of the matrix, which has them (`Matrix`), and `n * cols`
-        // of `x`, and writes `rows` columns from the first on of `n` rows of `y`, as was checked.
-        unsafe {
-            shape.kernels.get(encoding)?.launch(stream, grid, shape.tile.threads, shape.shared, &params)
-        }
+        // SAFETY: The kernel reads `rows` rows of `cols` weights, which the matrix has (`Matrix`), and `n * cols`
+        // elements of `x`, and writes `rows` columns from the first on of `n` rows of `y`, as was checked.
+        unsafe { shape.kernel(encoding)?.launch(stream, grid, shape.tile.threads, shape.shared, &params) }
     }
 }

@@ -22,6 +22,7 @@ mod matvec;
 pub mod reference;
 mod rms_norm;
 mod rope;
+mod rows;
 mod swiglu;
 mod top_k;
 
@@ -46,6 +47,7 @@ pub struct Kernels {
     matvec: matvec::Matvec,
     rms_norm: rms_norm::RmsNorm,
     rope: rope::Rope,
+    rows: rows::Rows,
     swiglu: swiglu::Swiglu,
     top_k: top_k::TopK,
 }
@@ -81,6 +83,7 @@ impl Kernels {
             matvec: matvec::Matvec::load(&loader)?,
             rms_norm: rms_norm::RmsNorm::load(&loader)?,
             rope: rope::Rope::load(&loader)?,
+            rows: rows::Rows::load(&loader)?,
             swiglu: swiglu::Swiglu::load(&loader)?,
             top_k: top_k::TopK::load(&loader)?,
         })

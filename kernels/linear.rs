@@ -24,8 +24,7 @@ impl<'a> Matrix<'a> {
     /// A view of `bytes` as `rows` rows of `cols` weights. There is at least one column.
     ///
     /// Any address that is a multiple of an element's size will do, or of 16 where the rows are quantised.
-    /// Multiplying is fast where both the address
-    /// and the bytes of a row are multiples of 16.
+    /// Multiplying is fast where both the address and the bytes of a row are multiples of 16.
     ///
     /// # Errors
     /// [`Error::Length`] where `bytes` has another length, [`Error::Shape`] where there is no column or more
@@ -148,7 +147,7 @@ impl Kernels {
     /// Products are summed up in f32. The order of a sum depends on the number of columns, on the encoding and
     /// on whether there are more than [`Kernels::MATVEC_ROWS`] rows, never on how the matrix is cut into tiles:
     /// up to so many rows each is computed as if it were alone, with more a row's last bits can differ from
-    /// that. With a quantised matrix each row is always computed as if it were alone.
+    /// that. Quantised weights are exact up to so many rows, code times scale in f32, and rounded to bf16 above.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Ragged`] where lengths do not match, or what the driver says.
@@ -171,14 +170,10 @@ impl Kernels {
         if n == 0 || matrix.rows == 0 {
             return Ok(());
         }
-        match n {
-            // Rows of blocks are decoded on the way, for up to four rows of activations at a time.
-            _ if matrix.encoding.block().is_some() => {
-                self.matvec(stream, matrix, x.address(), n, y.address(0), y.stride)
-            }
-            1..=Self::MATVEC_ROWS => self.matvec(stream, matrix, x.address(), n, y.address(0), y.stride),
-            _ => self.gemm(stream, matrix, x, n, y),
+        if n > Self::MATVEC_ROWS {
+            return self.gemm(stream, matrix, x, n, y);
         }
+        self.matvec(stream, matrix, x.address(), n, y.address(0), y.stride)
     }
 }
 

@@ -55,6 +55,27 @@ pub fn add_bias(bias: &[f32], y: &[f32]) -> Vec<f32> {
     y.chunks(bias.len()).flat_map(|row| add(bias, row)).collect()
 }
 
+/// The rows `rows` of `x`, `[_, cols]`; zeros for numbers beyond it.
+#[must_use]
+pub fn gather_rows(x: &[f32], cols: usize, rows: &[u32]) -> Vec<f32> {
+    let missing = vec![0.0; cols];
+    rows.iter().flat_map(|&row| x.chunks(cols).nth(row as usize).unwrap_or(&missing).to_vec()).collect()
+}
+
+/// `out` with `weights[i] * y[i, :]` added to its row `rows[i]`, where it has one; `y` is `[_, cols]`.
+///
+/// In `f32`, product and sum rounded once, as the kernel promises.
+#[must_use]
+pub fn scatter_add(y: &[f32], cols: usize, rows: &[u32], weights: &[f32], out: &[f32]) -> Vec<f32> {
+    let mut sums = out.to_vec();
+    for ((y, &row), &weight) in y.chunks(cols).zip(rows).zip(weights) {
+        for (sum, &y) in sums.chunks_mut(cols).nth(row as usize).unwrap_or_default().iter_mut().zip(y) {
+            *sum = weight.mul_add(y, *sum);
+        }
+    }
+    sums
+}
+
 /// `silu(gate) * up`, element by element.
 #[must_use]
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {

@@ -16,6 +16,7 @@ mod kv;
 mod linear;
 mod rms_norm;
 mod rope;
+mod rows;
 mod swiglu;
 mod top_k;
 

@@ -172,6 +172,14 @@ fn rows(c: &mut Criterion) {
             });
         });
         group.bench_function(BenchmarkId::new("add", n), |b| b.iter(|| cpu.add(&y, &mut x).unwrap()));
+        let backwards: Vec<u32> = (0..n as u32).rev().collect();
+        group.bench_function(BenchmarkId::new("gather", n), |b| {
+            b.iter(|| cpu.gather_rows(&y, cols, &backwards, &mut x).unwrap());
+        });
+        let shares = vec![0.125; n];
+        group.bench_function(BenchmarkId::new("scatter add", n), |b| {
+            b.iter(|| cpu.scatter_add(&y, cols, &backwards, &shares, &mut x).unwrap());
+        });
         let mut stored = vec![0; 2 * x.len()];
         group.bench_function(BenchmarkId::new("encode bf16", n), |b| {
             b.iter(|| cpu.encode(&y, Encoding::Bf16, &mut stored).unwrap());

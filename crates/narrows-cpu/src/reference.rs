@@ -59,3 +59,23 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let silu = |x: f64| x / (1.0 + (-x).exp());
     gate.iter().zip(up).map(|(&gate, &up)| (silu(f64::from(gate)) * f64::from(up)) as f32).collect()
 }
+
+/// The rows `rows` of `x`, `[_, cols]`.
+#[must_use]
+pub fn gather_rows(x: &[f32], cols: usize, rows: &[u32]) -> Vec<f32> {
+    rows.iter().flat_map(|&row| x[row as usize * cols..][..cols].to_vec()).collect()
+}
+
+/// `out` with `weights[i] * y[i, :]` added to its row `rows[i]`, one `i` after the other; `y` is `[_, cols]`.
+///
+/// In `f32`, product and sum rounded once.
+#[must_use]
+pub fn scatter_add(y: &[f32], cols: usize, rows: &[u32], weights: &[f32], out: &[f32]) -> Vec<f32> {
+    let mut sums = out.to_vec();
+    for ((y, &row), &weight) in y.chunks(cols).zip(rows).zip(weights) {
+        for (sum, &y) in sums[row as usize * cols..].iter_mut().zip(y) {
+            *sum = weight.mul_add(y, *sum);
+        }
+    }
+    sums
+}

@@ -7,6 +7,7 @@ mod attention;
 mod elementwise;
 mod encodings;
 mod linear;
+mod rows;
 
 use narrows_cpu::{Cpu, Error, Isa};
 use narrows_shard::{Encoding, blocks};
