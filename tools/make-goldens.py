@@ -40,6 +40,11 @@ MODELS = {
     'rope-yarn-mscale': ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=8.0, original_max_position_embeddings=16, rope_theta=10000.0, beta_fast=16.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=1.2, truncate=False)), None, torch.bfloat16, (2, 48)),
     'mistral-wide-heads': ('mistral', dict(head_dim=20, sliding_window=None), None, torch.bfloat16, (2, 24)),
     'qwen2-window': ('qwen2', dict(use_sliding_window=True, sliding_window=8, max_window_layers=1, num_hidden_layers=3), lambda c: {k: v for k, v in c.items() if k != 'layer_types'}, torch.bfloat16, (2, 40)),
+    'mixtral-window': ('mixtral', dict(num_local_experts=6, num_experts_per_tok=3, sliding_window=8, num_hidden_layers=3), None, torch.float16, (2, 24)),
+    # Two layers with experts and a dense one, a shared expert as wide as two; the third layer is dense by its step.
+    'qwen2-moe': ('qwen2_moe', dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=40, shared_expert_intermediate_size=72, norm_topk_prob=False, num_hidden_layers=4, mlp_only_layers=[1]), None, torch.bfloat16, (2, 24)),
+    'qwen2-moe-windows': ('qwen2_moe', dict(num_experts=4, num_experts_per_tok=1, moe_intermediate_size=32, shared_expert_intermediate_size=32, norm_topk_prob=True, num_hidden_layers=4, qkv_bias=False, use_sliding_window=True, sliding_window=8, max_window_layers=3, decoder_sparse_step=2), lambda c: {k: v for k, v in c.items() if k != 'layer_types'}, torch.bfloat16, (2, 24)),
+    'qwen3-moe-sparse': ('qwen3_moe', dict(num_experts=12, num_experts_per_tok=4, moe_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=2, num_hidden_layers=4, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12), None, torch.bfloat16, (3, 20)),
     'qwen3-tied-biases': ('qwen3', dict(head_dim=24, attention_bias=True, tie_word_embeddings=True), None, torch.bfloat16, (2, 24)),
 }
 

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
-use crate::architecture::{Architecture, LayerWeight};
+use narrows_shard::Encoding;
+
+use crate::architecture::{Architecture, ExpertWeight, Experts, LayerWeight};
 use crate::backend::{Activation, Backend, Step};
 use crate::error::{Error, Result};
+use crate::routing::Routing;
 use crate::sequence::Sequence;
 use crate::weights::{Pass, Weights};
 
@@ -53,8 +56,13 @@ impl<B: Backend> Decoder<B> {
 
     /// Bytes of what a step of `rows` rows is made of on the host.
     pub(crate) const fn table_bytes(a: &Architecture, rows: usize) -> usize {
+        let routed = match &a.experts {
+            // While rows are sorted by expert, each is there as what is sorted and as the result.
+            Some(experts) => 24 * Routing::most_rows(experts, rows),
+            None => 0,
+        };
         // Embeddings, of at most a float each, cosines and sines.
-        4 * (a.hidden_size + a.head_dim) * rows
+        4 * (a.hidden_size + a.head_dim) * rows + routed
     }
 
     /// Calls `hook(layer)` before each layer of each step.
@@ -87,7 +95,10 @@ impl<B: Backend> Decoder<B> {
                 hook(layer);
             }
             let mut half = Half { a, pass: &mut pass, backend, layer };
-            let computed = half.attention(&mut sequences).and_then(|()| half.mlp());
+            let computed = half.attention(&mut sequences).and_then(|()| match a.experts_of(layer) {
+                Some(experts) => half.mixture(experts, t.rows.len()),
+                None => half.mlp(t.rows.len()),
+            });
             computed.map_err(|error| pass.named(error))?;
         }
         let encoding = pass.head_operand();
@@ -170,7 +181,8 @@ impl<B: Backend> Half<'_, '_, B> {
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`, the sum being left to the next norm.
-    fn mlp(&mut self) -> Result<()> {
+    fn mlp(&mut self, rows: usize) -> Result<()> {
+        self.backend.shape_mlp(rows, self.a.intermediate_size);
         self.project_normed(
             true,
             LayerWeight::MlpNorm,
@@ -186,6 +198,69 @@ impl<B: Backend> Half<'_, '_, B> {
             Activation::Activated,
             Activation::Projected,
         )
+    }
+
+    /// `x += sum of weight * expert(norm(x))` over the experts that each row is routed to.
+    ///
+    /// Results are added up in the order of the experts, whichever come first, so they do not depend on what was in
+    /// memory.
+    fn mixture(&mut self, experts: &Experts, rows: usize) -> Result<()> {
+        let (a, layer) = (self.a, self.layer);
+        let norm =
+            self.pass.vector(layer, LayerWeight::MlpNorm).ok_or_else(|| missing(LayerWeight::MlpNorm))?;
+        let router =
+            self.pass.vector(layer, LayerWeight::Router).ok_or_else(|| missing(LayerWeight::Router))?;
+        // Routers are multiplied in float32 everywhere: a rounding can send a row elsewhere.
+        self.backend.norm(true, norm, a.norm_eps, Encoding::F32)?;
+        let mut routing = Routing::new(self.backend.scores(router, experts.count)?, experts);
+        // What has to be read is on its way while the rest is computed.
+        self.pass.demand(layer, routing.experts.iter().map(|(expert, _)| *expert))?;
+        if let Some(gate) = self.pass.vector(layer, LayerWeight::SharedExpertGate) {
+            routing.share(self.backend.scores(gate, 1)?);
+        }
+        self.backend.route(&routing)?;
+
+        let mut made = Encoding::F32;
+        let mut normed_as = |backend: &mut B, encoding: Encoding| {
+            if std::mem::replace(&mut made, encoding) == encoding {
+                return Ok(());
+            }
+            backend.norm(false, norm, a.norm_eps, encoding)
+        };
+        if let (Some(chosen), Some(width)) = (routing.shared, experts.shared_intermediate_size) {
+            self.backend.shape_mlp(chosen.len(), width);
+            for (weight, to) in
+                [(LayerWeight::SharedGateProj, Activation::Gate), (LayerWeight::SharedUpProj, Activation::Up)]
+            {
+                normed_as(self.backend, self.pass.operand(layer, weight))?;
+                self.pass.linear(self.backend, layer, weight, Activation::Normed, to)?;
+            }
+            let down = LayerWeight::SharedDownProj;
+            self.backend.swiglu(self.pass.operand(layer, down))?;
+            self.pass.linear(self.backend, layer, down, Activation::Activated, Activation::Expert)?;
+            self.backend.add_expert(chosen)?;
+        }
+        for (expert, chosen) in routing.experts {
+            self.backend.shape_mlp(chosen.len(), experts.intermediate_size);
+            for (weight, to) in
+                [(ExpertWeight::GateProj, Activation::Gate), (ExpertWeight::UpProj, Activation::Up)]
+            {
+                let encoding = self.pass.expert_operand(layer, expert, weight);
+                normed_as(self.backend, encoding)?;
+                // All rows, in their order, are there already.
+                let from = if chosen.len() == rows { Activation::Normed } else { Activation::Routed };
+                if from == Activation::Routed {
+                    self.backend.take_rows(chosen.clone(), encoding)?;
+                }
+                self.pass.expert_linear(self.backend, (layer, expert), weight, from, to)?;
+            }
+            let down = ExpertWeight::DownProj;
+            self.backend.swiglu(self.pass.expert_operand(layer, expert, down))?;
+            let (from, to) = (Activation::Activated, Activation::Expert);
+            self.pass.expert_linear(self.backend, (layer, expert), down, from, to)?;
+            self.backend.add_expert(chosen)?;
+        }
+        Ok(())
     }
 
     /// The projections that share a norm. They are all multiplied with one encoding in most models; where not, the

@@ -40,6 +40,7 @@ mod model;
 mod perplexity;
 mod plan;
 mod quantisation;
+mod routing;
 mod sampling;
 mod sequence;
 mod synth;
@@ -47,7 +48,9 @@ mod text;
 mod tiling;
 mod weights;
 
-pub use architecture::{Architecture, LayerWeight, Rope, RopeScaling, Weight, WeightSpec};
+pub use architecture::{
+    Architecture, ExpertWeight, Experts, LayerWeight, Rope, RopeScaling, Weight, WeightSpec,
+};
 pub use device::{Device, Link};
 pub use engine::{Context, Engine, EngineBuilder, ScoreInput};
 pub use error::{Error, Result};

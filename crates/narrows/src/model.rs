@@ -45,6 +45,11 @@ pub(crate) struct Located {
 }
 
 impl Located {
+    /// Whether it is no matrix that is cut into tiles.
+    pub(crate) fn stays(&self) -> bool {
+        self.tensor.shape.len() == 1 || self.weight.routes()
+    }
+
     fn bytes_as(&self, quantisation: &Quantisation) -> Bytes {
         quantisation.bytes(self.weight, &self.tensor.shape, self.tensor.bytes())
     }
@@ -131,29 +136,49 @@ impl Model {
         self.weights.iter().map(|located| located.bytes_as(quantisation)).sum()
     }
 
-    /// Size of the weights that one pass over the model reads: all but an embedding table of its own, of
-    /// which a pass needs only the rows of its tokens.
+    /// Size of the weights that a pass of one row reads: all but an embedding table of its own, of which a pass
+    /// needs only the rows of its tokens, and but the experts that the row is not routed to.
     #[must_use]
     pub fn pass_bytes(&self) -> Bytes {
-        self.pass_bytes_as(&Quantisation::default())
+        let experts = self.architecture.experts.as_ref();
+        let (chosen, all) = experts.map_or((1, 1), |experts| (experts.per_token, experts.count));
+        let (routed, walked): (Vec<_>, Vec<_>) =
+            self.kept().partition(|located| matches!(located.weight, Weight::Expert(..)));
+        let bytes = |of: Vec<&Located>| -> Bytes { of.iter().map(|one| one.tensor.bytes()).sum() };
+        bytes(walked) + Bytes(bytes(routed).get() / all as u64 * chosen as u64)
     }
 
-    /// What [`Model::pass_bytes`] would be of a pack of this model.
+    /// Size of the weights that a machine that keeps everything in memory holds, in a pack of this model: all but an
+    /// embedding table of its own.
     #[must_use]
-    pub fn pass_bytes_as(&self, quantisation: &Quantisation) -> Bytes {
-        let walked = |located: &&Located| {
-            located.weight != Weight::Embedding || self.head().weight == Weight::Embedding
-        };
-        self.weights.iter().filter(walked).map(|located| located.bytes_as(quantisation)).sum()
+    pub fn kept_bytes_as(&self, quantisation: &Quantisation) -> Bytes {
+        self.kept().map(|located| located.bytes_as(quantisation)).sum()
+    }
+
+    /// Size of all experts.
+    #[must_use]
+    pub fn expert_bytes(&self) -> Bytes {
+        let experts = self.weights.iter().filter(|located| matches!(located.weight, Weight::Expert(..)));
+        experts.map(|located| located.tensor.bytes()).sum()
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Located> {
+        let tied = self.head().weight == Weight::Embedding;
+        self.weights.iter().filter(move |located| located.weight != Weight::Embedding || tied)
     }
 
     pub(crate) fn located(&self) -> &[Located] {
         &self.weights
     }
 
-    /// Norms and biases.
+    /// What is small and stays in memory, in float32: norms, biases and routers.
     pub(crate) fn vectors(&self) -> impl Iterator<Item = &Located> {
-        self.weights.iter().filter(|located| located.tensor.shape.len() == 1)
+        self.weights.iter().filter(|located| located.stays())
+    }
+
+    /// Elements of each of [`Model::vectors`].
+    pub(crate) fn vector_lens(&self) -> impl Iterator<Item = usize> {
+        self.vectors().map(|located| located.tensor.shape.iter().product())
     }
 
     pub(crate) fn embedding(&self) -> &Located {
@@ -184,7 +209,7 @@ impl Model {
         for located in &self.weights {
             let shard = match located.weight {
                 Weight::Embedding => "embedding".to_owned(),
-                Weight::Layer(layer, _) => format!("layer-{layer:05}"),
+                Weight::Layer(layer, _) | Weight::Expert(layer, ..) => format!("layer-{layer:05}"),
                 Weight::FinalNorm | Weight::Head => "head".to_owned(),
             };
             match shards.last_mut() {
@@ -226,8 +251,8 @@ fn locate(architecture: &Architecture, files: &WeightFiles, spec: WeightSpec) ->
     let Some(encoding) = tensor.encoding else {
         return Err(Error::unsupported(file, format!("dtype {:?} of tensor {name}", tensor.dtype)));
     };
-    if encoding.block().is_some() && matches!(weight, Weight::Embedding) {
-        return Err(Error::unsupported(file, format!("an embedding table in {encoding}")));
+    if encoding.block().is_some() && (matches!(weight, Weight::Embedding) || weight.routes()) {
+        return Err(Error::unsupported(file, format!("tensor {name} in {encoding}")));
     }
     Ok(Some(Located { weight, name, tensor: tensor.clone(), encoding }))
 }

@@ -251,10 +251,9 @@ fn device_plan(
     tiling: &Tiling,
 ) -> Result<DevicePlan> {
     let a = model.architecture();
-    let tile =
-        |len: usize| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access: Access::Walked };
-    let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len)).collect();
-    let vectors = CudaBackend::vector_bytes(model.vectors().map(|located| located.tensor.shape[0]));
+    let tile = |len: usize, access| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access };
+    let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len, row.access)).collect();
+    let vectors = CudaBackend::vector_bytes(model.vector_lens());
     let needs = [
         Need::new("CUDA context", device.context),
         Need::new("KV cache", Bytes(DevicePool::rounded(kv_bytes(model, settings, w).get() as usize) as u64)),
@@ -267,7 +266,9 @@ fn device_plan(
         grain: DEVICE_ALIGNMENT,
         needs: &needs,
         slots: settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly),
-        demand_slots: 0,
+        demand_slots: settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly),
+        frames: usize::MAX,
+        demanded_per_pass: demanded_per_pass(model, w.sequences),
         extra_per_pass: Bytes(0),
         disk: settings.speeds.link,
         compute: settings.speeds.compute,
@@ -276,16 +277,26 @@ fn device_plan(
     Ok(DevicePlan { stream, budget: device.budget })
 }
 
+/// What a pass of one row of each of `sequences` demands, if each row may go to any expert alike.
+fn demanded_per_pass(model: &Model, sequences: usize) -> Bytes {
+    let Some(experts) = &model.architecture().experts else { return Bytes(0) };
+    let missed_by_one = 1.0 - experts.per_token as f64 / experts.count as f64;
+    let demanded = 1.0 - missed_by_one.powf(sequences.max(1) as f64);
+    Bytes((model.expert_bytes().get() as f64 * demanded) as u64)
+}
+
 /// What steps need of the host's memory: all, or what is left to do there where a device computes.
 fn host_needs(model: &Model, settings: &Settings, w: Workload) -> Vec<(&'static str, Bytes)> {
     let a = model.architecture();
     let tables = Bytes(Decoder::<CpuBackend>::table_bytes(a, w.step_rows) as u64);
     if settings.device.is_some() {
         // The upload of the tables is a copy of them; of norms and biases one at a time comes by.
-        return vec![("steps", tables + tables + Bytes(4 * (w.wanted_rows * a.vocab_size) as u64))];
+        let scores = a.experts.as_ref().map_or(0, |experts| experts.count) * w.step_rows;
+        let read_back = Bytes(4 * (w.wanted_rows * a.vocab_size + scores) as u64);
+        return vec![("steps", tables + tables + read_back)];
     }
     let activations = Bytes(CpuBackend::activation_bytes(a, w.step_rows, w.wanted_rows) as u64);
-    let vectors = model.vectors().map(|located| 4 * located.tensor.shape[0] as u64).sum();
+    let vectors = model.vector_lens().map(|len| 4 * len as u64).sum();
     vec![
         ("KV cache", kv_bytes(model, settings, w)),
         ("activations", tables + activations),
@@ -308,13 +319,17 @@ fn host_plan(
     let tiles: Vec<_> = (0..)
         .zip(&tiling.tiles)
         .map(|(index, tile)| {
-            let access = if on_device(index) { Access::Once } else { Access::Walked };
+            let access = if on_device(index) { Access::Once } else { tile.access };
             FileSource::tile(&tile.read, access)
         })
         .collect();
     let mut needs: Vec<_> = host_needs.iter().map(|(what, bytes)| Need::new(*what, *bytes)).collect();
     let optional = [("tokenizer", settings.tokenizer), ("trace", settings.trace)];
     needs.extend(optional.iter().filter(|need| need.1 > Bytes(0)).map(|need| Need::new(need.0, need.1)));
+    // What has a frame on the device is rarely asked of the host.
+    let groups = tiling.experts.iter().map(Vec::len).sum::<usize>();
+    let on_device = device.map_or(0, |device| device.stream.frames);
+    let demanded = demanded_per_pass(model, w.sequences);
     let embedding_row = model.embedding().tensor.bytes().get() / a.vocab_size as u64;
     narrows_stream::plan(&narrows_stream::Request {
         tiles: &tiles,
@@ -322,7 +337,11 @@ fn host_plan(
         grain: narrows_staging::ALIGNMENT,
         needs: &needs,
         slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
-        demand_slots: 0,
+        demand_slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
+        frames: groups - on_device,
+        demanded_per_pass: Bytes(
+            (demanded.get() as f64 * (groups - on_device) as f64 / groups.max(1) as f64) as u64,
+        ),
         extra_per_pass: Bytes(embedding_row * w.sequences as u64),
         disk: settings.speeds.disk,
         compute: settings.speeds.compute,

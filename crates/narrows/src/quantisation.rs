@@ -5,10 +5,10 @@ use narrows_shard::{Bytes, Encoding};
 use crate::architecture::Weight;
 
 /// What the matrices of a pack are quantised to, by their part in the model; `None`: they stay as they are, as
-/// embeddings, norms and biases always do.
+/// embeddings, norms, biases and routers always do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quantisation {
-    /// The matrices of layers that are no projections of attention.
+    /// The matrices of layers, experts among them, that are no projections of attention.
     pub layers: Option<Encoding>,
     /// The projections to queries, keys and values, and from what attention gives.
     pub attention: Option<Encoding>,
@@ -29,8 +29,9 @@ impl Quantisation {
             _ if shape.len() != 2 => None,
             Weight::Embedding | Weight::FinalNorm => None,
             Weight::Head => self.head,
+            weight if weight.routes() => None,
             Weight::Layer(_, weight) if weight.is_attention() => self.attention,
-            Weight::Layer(..) => self.layers,
+            Weight::Layer(..) | Weight::Expert(..) => self.layers,
         }
     }
 

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::Read;
+use narrows_stream::{Access, Group};
 
-use crate::architecture::{LayerWeight, Weight};
+use crate::architecture::{ExpertWeight, LayerWeight, Weight};
 use crate::model::{Located, Model};
 
 /// Every matrix that a pass walks, and its tiles. Vectors are no tiles: they are small, and stay.
@@ -13,6 +14,8 @@ use crate::model::{Located, Model};
 pub(crate) struct Tiling {
     pub(crate) tiles: Vec<RowTile>,
     pub(crate) layers: Vec<[Option<Matrix>; LayerWeight::COUNT]>,
+    /// By layer, by expert.
+    pub(crate) experts: Vec<Vec<Expert>>,
     pub(crate) head: Option<Matrix>,
     /// Names of the matrices, for messages.
     names: Vec<String>,
@@ -27,10 +30,19 @@ pub(crate) struct Matrix {
     pub(crate) tiles: Range<usize>,
 }
 
+/// The matrices of an expert, whose tiles are a group.
+#[derive(Clone, Debug)]
+pub(crate) struct Expert {
+    pub(crate) group: Group,
+    pub(crate) matrices: [Option<Matrix>; ExpertWeight::COUNT],
+}
+
 /// Rows of a matrix, and where their bytes lie.
 #[derive(Clone, Debug)]
 pub(crate) struct RowTile {
     matrix: usize,
+    /// When it is read.
+    pub(crate) access: Access,
     pub(crate) rows: Range<usize>,
     pub(crate) read: Read,
 }
@@ -42,12 +54,13 @@ impl Tiling {
     /// Cuts the matrices of `model` into tiles of at most `tile` bytes, or of one row where a row is longer.
     pub(crate) fn new(model: &Model, tile: Bytes) -> Self {
         let (mut tiles, mut names) = (Vec::new(), Vec::new());
-        let mut add = |located: &Located| {
+        let mut add = |located: &Located, access: Access| {
             let &[rows, cols] = &located.tensor.shape[..] else { return None };
             let row_bytes = located.tensor.bytes().get() as usize / rows.max(1);
             let first = tiles.len();
             tiles.extend(cut(rows, row_bytes, tile.get() as usize).map(|rows| RowTile {
                 matrix: names.len(),
+                access,
                 read: Read {
                     file: located.tensor.file,
                     offset: located.tensor.range.start + (rows.start * row_bytes) as u64,
@@ -61,13 +74,27 @@ impl Tiling {
         let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
             .take(model.architecture().layers)
             .collect();
-        for located in model.located() {
-            if let Weight::Layer(layer, weight) = located.weight {
-                layers[layer][weight as usize] = add(located);
+        let mut experts = vec![Vec::new(); model.architecture().layers];
+        let mut groups = (0..).map(Group);
+        for located in model.located().iter().filter(|located| !located.stays()) {
+            match located.weight {
+                Weight::Layer(layer, weight) => {
+                    layers[layer][weight as usize] = add(located, Access::Walked);
+                }
+                Weight::Expert(layer, expert, weight) => {
+                    let experts: &mut Vec<Expert> = &mut experts[layer];
+                    if experts.len() == expert {
+                        let matrices = [const { None }; ExpertWeight::COUNT];
+                        experts.extend(groups.next().map(|group| Expert { group, matrices }));
+                    }
+                    let Expert { group, matrices } = &mut experts[expert];
+                    matrices[weight as usize] = add(located, Access::Demanded(*group));
+                }
+                Weight::Embedding | Weight::FinalNorm | Weight::Head => {}
             }
         }
-        let head = add(model.head());
-        Self { layers, head, tiles, names }
+        let head = add(model.head(), Access::Walked);
+        Self { layers, experts, head, tiles, names }
     }
 
     /// How many matrices there are.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use narrows_cpu::Cpu;
 use narrows_shard::{Encoding, Reader};
-use narrows_stream::Stream;
+use narrows_stream::{Access, Stream};
 
-use crate::architecture::{LayerWeight, Weight};
+use crate::architecture::{ExpertWeight, LayerWeight, Weight};
 use crate::backend::{Activation, Backend, Tile};
 use crate::error::{Error, Result};
 use crate::model::{Located, Model};
@@ -20,7 +20,8 @@ pub(crate) struct Weights<B: Backend> {
     embedding: Embedding,
 }
 
-/// Norms and biases, decoded: they are small, every pass needs all of them, and every operation wants float32.
+/// Norms, biases and routers, decoded: they are small, every pass needs all of them, and every operation wants
+/// float32.
 struct Vectors<B: Backend> {
     layers: Vec<[Option<B::Vector>; LayerWeight::COUNT]>,
     final_norm: Option<B::Vector>,
@@ -50,7 +51,7 @@ impl<B: Backend> Weights<B> {
         let mut final_norm = None;
         let mut bytes_read = 0;
         for located in model.vectors() {
-            let len = located.tensor.shape[0];
+            let len = located.tensor.shape.iter().product();
             let mut bytes = vec![0; row_bytes(located.encoding, len)?];
             reader.read(&located.tensor, 0, &mut bytes)?;
             bytes_read += bytes.len() as u64;
@@ -146,6 +147,32 @@ impl<'w, B: Backend> Pass<'w, B> {
         operand(self.tiling.head.as_ref())
     }
 
+    /// Asks for experts of a layer, whose matrices must be asked for in that order from then on.
+    pub(crate) fn demand(&mut self, layer: usize, experts: impl Iterator<Item = usize>) -> Result<()> {
+        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert].group).collect();
+        Ok(self.tiles.demand(&groups)?)
+    }
+
+    /// The encoding of what a matrix of an expert is multiplied with.
+    pub(crate) fn expert_operand(&self, layer: usize, expert: usize, weight: ExpertWeight) -> Encoding {
+        operand(self.tiling.experts[layer][expert].matrices[weight as usize].as_ref())
+    }
+
+    /// `to[i, :] = W from[i, :]` for a matrix of an expert that was demanded.
+    pub(crate) fn expert_linear(
+        &mut self,
+        backend: &mut B,
+        (layer, expert): (usize, usize),
+        weight: ExpertWeight,
+        from: Activation,
+        to: Activation,
+    ) -> Result<()> {
+        match &self.tiling.experts[layer][expert].matrices[weight as usize] {
+            Some(matrix) => self.multiply(backend, matrix, from, to),
+            None => Ok(()),
+        }
+    }
+
     /// `to[i, :] = W from[i, :]` for a matrix of a layer.
     pub(crate) fn linear(
         &mut self,
@@ -182,10 +209,13 @@ impl<'w, B: Backend> Pass<'w, B> {
         to: Activation,
     ) -> Result<()> {
         for tile in matrix.tiles.clone() {
-            let held = self.tiles.next()?;
-            if held.tile().index() != tile {
-                return Err(Error::Request(format!("tile {} came in place of {tile}", held.tile().index())));
-            }
+            let held = match self.tiling.tiles[tile].access {
+                Access::Demanded(_) => self.tiles.next_demanded()?,
+                _ => Some(self.tiles.next()?),
+            };
+            let held = held.filter(|held| held.tile().index() == tile).ok_or_else(|| {
+                Error::Request(format!("{} was asked for out of order", self.tiling.describe(tile)))
+            })?;
             let name = || self.tiling.describe(tile);
             let rows = self.tiling.tiles[tile].rows.clone();
             let tile =

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use narrows::{
-    Encoding, Engine, EngineBuilder, Error, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
+    Encoding, Engine, EngineBuilder, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
 };
 use safetensors::SafeTensors;
 
@@ -125,7 +125,7 @@ macro_rules! goldens {
         fn every_golden_is_tested() {
             let mut dirs: Vec<_> = std::fs::read_dir(data("")).unwrap()
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            let mut tested = vec![$($name,)* "mixtral", "qwen3-moe"];
+            let mut tested = vec![$($name,)*];
             dirs.sort();
             tested.sort_unstable();
             assert_eq!(dirs, tested);
@@ -150,21 +150,18 @@ goldens! {
     rope_dynamic: "rope-dynamic",
     rope_yarn: "rope-yarn",
     rope_yarn_mscale: "rope-yarn-mscale",
-}
-
-/// Mixtures of experts are not computed yet: refused by name, never run as something else.
-#[test]
-fn mixtures_are_refused_by_name() {
-    for name in ["mixtral", "qwen3_moe"] {
-        let error = Model::open(data(&name.replace('_', "-"))).unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(name), "{error}");
-    }
+    mixtral: "mixtral",
+    mixtral_window: "mixtral-window",
+    qwen2_moe: "qwen2-moe",
+    qwen2_moe_windows: "qwen2-moe-windows",
+    qwen3_moe: "qwen3-moe",
+    qwen3_moe_sparse: "qwen3-moe-sparse",
 }
 
 /// The same bits for every chunk and every number of threads.
 #[test]
 fn steps_and_threads_do_not_change_a_bit() {
-    for name in ["mistral-sliding-window", "rope-dynamic", "qwen3"] {
+    for name in ["mistral-sliding-window", "rope-dynamic", "qwen3", "qwen2-moe", "qwen3-moe"] {
         let ids = golden(name).ids;
         let mut reference = None;
         for (chunk, threads) in [(512, 1), (1, 1), (7, 2), (16, 3), (61, 2)] {

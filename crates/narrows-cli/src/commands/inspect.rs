@@ -64,7 +64,7 @@ fn report(model: &Model, with_tensors: bool) -> Report<'_> {
         parameters += tensor.shape.iter().product::<usize>() as u64;
         match weight {
             Weight::Embedding => embedding_bytes += bytes,
-            Weight::Layer(layer, _) => layer_bytes[layer] += bytes,
+            Weight::Layer(layer, _) | Weight::Expert(layer, ..) => layer_bytes[layer] += bytes,
             Weight::FinalNorm | Weight::Head => head_bytes += bytes,
         }
         let encoding = tensor.encoding.map(|e| e.to_string()).unwrap_or_default();

@@ -100,13 +100,13 @@ fn quantisation(
             let available = available.ok_or_else(|| {
                 Failure::Usage("--quant auto: this system does not say how much memory it has left".into())
             })?;
-            let (encoding, reason) = choose(available, |encoding| model.pass_bytes_as(&as_asked(encoding)));
+            let (encoding, reason) = choose(available, |encoding| model.kept_bytes_as(&as_asked(encoding)));
             Ok((as_asked(encoding), Some(reason)))
         }
     }
 }
 
-/// The most precise encoding at which the weights of a pass, `bytes` of them, fit, and why it is that.
+/// The most precise encoding at which what stays in memory of the weights, `bytes` of it, fits, and why it is that.
 fn choose(available: Bytes, bytes: impl Fn(Option<Encoding>) -> Bytes) -> (Option<Encoding>, String) {
     let share = Bytes(available.get() / 5 * 4);
     let name = |encoding: Option<Encoding>| encoding.map_or("none", Encoding::name);
@@ -117,7 +117,7 @@ fn choose(available: Bytes, bytes: impl Fn(Option<Encoding>) -> Bytes) -> (Optio
         if fits || encoding == Some(Encoding::Nf4) {
             let stays = if fits { "which fit" } else { "the fewest, which do not fit and will stream," };
             reason += &format!(
-                " {name} has {needed} of weights in a pass, {stays} in 80 % of the {available} of memory available"
+                " {name} has {needed} of weights to keep, {stays} in 80 % of the {available} of memory available"
             );
             return (encoding, reason);
         }

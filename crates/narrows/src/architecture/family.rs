@@ -3,6 +3,7 @@
 //! A new family is one more entry of [`FAMILIES`]. Defaults are those of the family's config class in Hugging
 //! Face transformers (`configuration_*.py`), since a config.json may leave out whatever equals them.
 
+use super::experts::{ExpertFamily, MIXTRAL, QWEN2_MOE, QWEN3_MOE};
 use crate::error::{Error, Result};
 use crate::json::Fields;
 
@@ -11,16 +12,19 @@ use crate::json::Fields;
 pub(super) enum Bias {
     Never,
     Always,
-    /// The config has a switch for it.
-    Configured,
+    /// The config has a switch of that name, off where it is absent.
+    Configured(&'static str),
+    /// The config has a switch of that name, on where it is absent.
+    UnlessConfigured(&'static str),
 }
 
 impl Bias {
-    pub(super) const fn resolve(self, configured: bool) -> bool {
+    pub(super) fn resolve(self, config: &Fields) -> Result<bool> {
         match self {
-            Self::Never => false,
-            Self::Always => true,
-            Self::Configured => configured,
+            Self::Never => Ok(false),
+            Self::Always => Ok(true),
+            Self::Configured(key) => Ok(config.bool(key)?.unwrap_or(false)),
+            Self::UnlessConfigured(key) => Ok(config.bool(key)?.unwrap_or(true)),
         }
     }
 }
@@ -30,8 +34,12 @@ impl Bias {
 enum Windows {
     /// No layer does, whatever the config says.
     None,
-    /// Every layer does where `sliding_window` is a number (4096 where the key is absent).
-    All,
+    /// Every layer does where `sliding_window` is a number (this one where the key is absent).
+    All(Option<usize>),
+    /// Every layer does, with `use_sliding_window`.
+    AllSwitched,
+    /// As `Switched`, but where there are no `layer_types` it is every other layer below `max_window_layers`.
+    Alternating,
     /// Layers named `sliding_attention` in `layer_types`, else those from `max_window_layers` on; only
     /// with `use_sliding_window`.
     Switched,
@@ -48,6 +56,8 @@ pub(super) struct Family {
     pub(super) mlp_bias: Bias,
     pub(super) qk_norm: bool,
     windows: Windows,
+    /// How the family mixes experts, if it does.
+    pub(super) experts: Option<&'static ExpertFamily>,
     /// Where `num_key_value_heads` is absent; `None`: as many as query heads.
     pub(super) default_kv_heads: Option<usize>,
     /// Where `head_dim` is absent; `None`: hidden size over heads.
@@ -59,17 +69,18 @@ pub(super) struct Family {
 const LLAMA: Family = Family {
     model_type: "llama",
     class: "LlamaForCausalLM",
-    qkv_bias: Bias::Configured,
-    o_bias: Bias::Configured,
-    mlp_bias: Bias::Configured,
+    qkv_bias: Bias::Configured("attention_bias"),
+    o_bias: Bias::Configured("attention_bias"),
+    mlp_bias: Bias::Configured("mlp_bias"),
     qk_norm: false,
     windows: Windows::None,
+    experts: None,
     default_kv_heads: None,
     default_head_dim: None,
     default_max_positions: 2048,
 };
 
-const FAMILIES: [Family; 4] = [
+const FAMILIES: [Family; 7] = [
     LLAMA,
     Family {
         model_type: "mistral",
@@ -77,7 +88,19 @@ const FAMILIES: [Family; 4] = [
         qkv_bias: Bias::Never,
         o_bias: Bias::Never,
         mlp_bias: Bias::Never,
-        windows: Windows::All,
+        windows: Windows::All(Some(4096)),
+        default_kv_heads: Some(8),
+        default_max_positions: 131_072,
+        ..LLAMA
+    },
+    Family {
+        model_type: "mixtral",
+        class: "MixtralForCausalLM",
+        qkv_bias: Bias::Never,
+        o_bias: Bias::Never,
+        mlp_bias: Bias::Never,
+        windows: Windows::All(None),
+        experts: Some(&MIXTRAL),
         default_kv_heads: Some(8),
         default_max_positions: 131_072,
         ..LLAMA
@@ -101,6 +124,29 @@ const FAMILIES: [Family; 4] = [
         windows: Windows::Switched,
         default_kv_heads: Some(32),
         default_head_dim: Some(128),
+        default_max_positions: 32_768,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen2_moe",
+        class: "Qwen2MoeForCausalLM",
+        qkv_bias: Bias::UnlessConfigured("qkv_bias"),
+        o_bias: Bias::Never,
+        mlp_bias: Bias::Never,
+        windows: Windows::Alternating,
+        experts: Some(&QWEN2_MOE),
+        default_kv_heads: Some(16),
+        default_max_positions: 32_768,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        mlp_bias: Bias::Never,
+        qk_norm: true,
+        windows: Windows::AllSwitched,
+        experts: Some(&QWEN3_MOE),
+        default_kv_heads: Some(4),
         default_max_positions: 32_768,
         ..LLAMA
     },
@@ -146,29 +192,37 @@ impl Family {
     /// Per layer: the sliding window, if it attends through one.
     pub(super) fn windows(&self, config: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
         const DEFAULT_WINDOW: usize = 4096;
-        let window = || -> Result<Option<usize>> {
+        let window = |default: Option<usize>| -> Result<Option<usize>> {
             match config.usize("sliding_window")? {
                 Some(0) => Err(config.invalid("sliding_window", "0 is not a window")),
                 Some(n) => Ok(Some(n)),
                 // `null` says that there is none; an absent key means the class default.
                 None if config.keys().any(|key| key == "sliding_window") => Ok(None),
-                None => Ok(Some(DEFAULT_WINDOW)),
+                None => Ok(default),
             }
+        };
+        let switched = || match config.bool("use_sliding_window")? {
+            Some(true) => window(Some(DEFAULT_WINDOW)),
+            _ => Ok(None),
         };
         match self.windows {
             Windows::None => Ok(vec![None; layers]),
-            Windows::All => {
+            Windows::AllSwitched => Ok(vec![switched()?; layers]),
+            Windows::All(default) => {
                 if config.get("layer_types").is_some() {
                     return Err(config.unsupported("layer_types", "in this kind of model"));
                 }
-                Ok(vec![window()?; layers])
+                Ok(vec![window(default)?; layers])
             }
-            Windows::Switched => {
-                let window =
-                    if config.bool("use_sliding_window")?.unwrap_or(false) { window()? } else { None };
+            Windows::Switched | Windows::Alternating => {
+                let window = switched()?;
                 let Some(types) = config.array("layer_types")? else {
-                    let first = config.usize("max_window_layers")?.unwrap_or(28);
-                    return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+                    let limit = config.usize("max_window_layers")?.unwrap_or(28);
+                    let slides = |layer: usize| match self.windows {
+                        Windows::Alternating => layer < limit && layer.is_multiple_of(2),
+                        _ => layer >= limit,
+                    };
+                    return Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect());
                 };
                 if types.len() != layers {
                     return Err(config

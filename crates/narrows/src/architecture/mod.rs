@@ -1,5 +1,6 @@
 //! The architecture of a model as data: what `config.json` says, checked, with every default filled in.
 
+mod experts;
 mod family;
 mod rope;
 mod weight;
@@ -11,13 +12,14 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::json::Fields;
+pub use experts::Experts;
 use family::Family;
 pub use rope::{Rope, RopeScaling};
-pub use weight::{LayerWeight, Weight, WeightSpec};
+pub use weight::{ExpertWeight, LayerWeight, Weight, WeightSpec};
 
 /// What a decoder-only transformer of the Llama shape needs to know about itself.
 ///
-/// Families differ in a few facts (biases, norms on q and k, windows); each is a field here, and nothing
+/// Families differ in a few facts (biases, norms on q and k, windows, experts); each is a field here, and nothing
 /// downstream asks for the family's name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
@@ -27,8 +29,10 @@ pub struct Architecture {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the gated MLP.
+    /// Width of the gated MLP, in layers without experts.
     pub intermediate_size: usize,
+    /// The experts of layers that have some instead of one MLP.
+    pub experts: Option<Experts>,
     /// Layers.
     pub layers: usize,
     /// Query heads.
@@ -143,12 +147,13 @@ impl Architecture {
         if !(norm_eps >= 0.0 && norm_eps.is_finite()) {
             return Err(config.invalid("rms_norm_eps", "not a small positive number"));
         }
-        let attention_bias = config.bool("attention_bias")?.unwrap_or(false);
+        let intermediate_size = size("intermediate_size", None, limit::INTERMEDIATE)?;
         Ok(Self {
             family: family.model_type,
             vocab_size: size("vocab_size", None, limit::VOCAB)?,
             hidden_size,
-            intermediate_size: size("intermediate_size", None, limit::INTERMEDIATE)?,
+            intermediate_size,
+            experts: Experts::from_config(config, family.experts, layers)?,
             layers,
             heads,
             kv_heads,
@@ -156,9 +161,9 @@ impl Architecture {
             norm_eps: norm_eps as f32,
             max_positions: rope.max_positions(max_position_embeddings),
             rope,
-            qkv_bias: family.qkv_bias.resolve(attention_bias),
-            o_bias: family.o_bias.resolve(attention_bias),
-            mlp_bias: family.mlp_bias.resolve(config.bool("mlp_bias")?.unwrap_or(false)),
+            qkv_bias: family.qkv_bias.resolve(config)?,
+            o_bias: family.o_bias.resolve(config)?,
+            mlp_bias: family.mlp_bias.resolve(config)?,
             qk_norm: family.qk_norm,
             tied_embeddings: config.bool("tie_word_embeddings")?.unwrap_or(false),
             windows: family.windows(config, layers)?,
@@ -190,6 +195,20 @@ impl Architecture {
     #[must_use]
     pub fn attention_scale(&self) -> f32 {
         (self.head_dim as f32).powf(-0.5)
+    }
+
+    /// Width of the widest gated MLP: of a layer, of an expert, or of the shared one.
+    #[must_use]
+    pub fn widest_mlp(&self) -> usize {
+        let Some(experts) = &self.experts else { return self.intermediate_size };
+        let dense = if experts.layers.contains(&false) { self.intermediate_size } else { 0 };
+        dense.max(experts.intermediate_size).max(experts.shared_intermediate_size.unwrap_or(0))
+    }
+
+    /// The experts of a layer, if it has some.
+    #[must_use]
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
     /// Every weight in the order in which a pass uses them.
@@ -231,19 +250,20 @@ fn refuse_unsupported(config: &Fields) -> Result<()> {
         }
     }
     // Layers of other kinds: a config that names them is not the plain decoder that is computed here.
-    for key in ["no_rope_layers", "num_experts", "num_local_experts", "text_config", "cross_attention_layers"]
-    {
-        let neutral = match config.get(key) {
-            None | Some(Value::Bool(false)) => true,
-            Some(Value::Array(list)) => list.is_empty(),
-            Some(Value::Number(n)) => n.as_u64() == Some(0),
-            Some(_) => false,
-        };
-        if !neutral {
-            return Err(config.unsupported(key, "in this kind of model"));
-        }
+    for key in ["no_rope_layers", "text_config", "cross_attention_layers"] {
+        refuse_unless_neutral(config, key)?;
     }
     Ok(())
+}
+
+fn refuse_unless_neutral(config: &Fields, key: &str) -> Result<()> {
+    let neutral = match config.get(key) {
+        None | Some(Value::Bool(false)) => true,
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(Value::Number(n)) => n.as_u64() == Some(0),
+        Some(_) => false,
+    };
+    if neutral { Ok(()) } else { Err(config.unsupported(key, "in this kind of model")) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Steps on the CPU: everything in float32.
 
 use std::mem;
+use std::ops::Range;
 
 use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
 use narrows_shard::{Bytes, Encoding};
@@ -10,6 +11,7 @@ use narrows_stream::Held;
 use super::{Activation, Backend, Step, Tile};
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
+use crate::routing::Routing;
 use crate::sequence::{Cache, Sequence};
 
 /// The processor of this machine.
@@ -24,6 +26,8 @@ pub(crate) struct CpuBackend {
     sin: Vec<f32>,
     rows: Vec<(usize, usize)>,
     wanted: Vec<usize>,
+    /// Rows and weights of a mixture.
+    routed: (Vec<u32>, Vec<f32>),
 }
 
 impl CpuBackend {
@@ -37,6 +41,7 @@ impl CpuBackend {
             sin: Vec::new(),
             rows: Vec::new(),
             wanted: Vec::new(),
+            routed: Default::default(),
         }
     }
 
@@ -45,7 +50,8 @@ impl CpuBackend {
         let width = |activation: &Activation| activation.width(a) * 4;
         let (logits, others): (Vec<_>, Vec<_>) =
             Activation::ALL.iter().partition(|activation| **activation == Activation::Logits);
-        let row: usize = others.into_iter().map(width).sum::<usize>() + 4 * a.head_dim;
+        let routed = a.experts.as_ref().map_or(0, |experts| 8 * Routing::most_rows(experts, 1));
+        let row: usize = others.into_iter().map(width).sum::<usize>() + 4 * a.head_dim + routed;
         row * rows + logits.into_iter().map(width).sum::<usize>() * wanted
     }
 
@@ -160,6 +166,50 @@ impl Backend for CpuBackend {
         let query = &activations[Activation::Query as usize];
         cpu.attention(query, &attention, a.heads, a.attention_scale(), &mut attended)?;
         activations[Activation::Attended as usize] = attended;
+        Ok(())
+    }
+
+    fn shape_mlp(&mut self, rows: usize, width: usize) {
+        let hidden = Activation::Expert.width(&self.architecture);
+        let mlp = [Activation::Gate, Activation::Up, Activation::Activated].map(|mlp| (mlp, width));
+        for (activation, width) in
+            mlp.into_iter().chain([(Activation::Routed, hidden), (Activation::Expert, hidden)])
+        {
+            resize(&mut self.activations[activation as usize], rows * width);
+        }
+    }
+
+    fn scores(&mut self, router: &Vec<f32>, count: usize) -> Result<&[f32]> {
+        let cols = self.architecture.hidden_size;
+        let mut scores = self.take(Activation::Scores);
+        resize(&mut scores, self.rows.len() * count);
+        let router = Matrix::new(Encoding::F32, count, cols, bytemuck::cast_slice(router))?;
+        self.cpu.linear(router, self.get(Activation::Normed), RowsMut::new(&mut scores, count, 0)?)?;
+        self.put(Activation::Scores, scores);
+        Ok(self.get(Activation::Scores))
+    }
+
+    fn route(&mut self, routing: &Routing) -> Result<()> {
+        self.routed.0.clone_from(&routing.rows);
+        self.routed.1.clone_from(&routing.weights);
+        self.activations[Activation::Projected as usize].fill(0.0);
+        Ok(())
+    }
+
+    fn take_rows(&mut self, chosen: Range<usize>, _encoding: Encoding) -> Result<()> {
+        let mut routed = self.take(Activation::Routed);
+        let (normed, cols) = (self.get(Activation::Normed), self.architecture.hidden_size);
+        self.cpu.gather_rows(normed, cols, &self.routed.0[chosen], &mut routed)?;
+        self.put(Activation::Routed, routed);
+        Ok(())
+    }
+
+    fn add_expert(&mut self, chosen: Range<usize>) -> Result<()> {
+        let mut projected = self.take(Activation::Projected);
+        let (rows, weights) = (&self.routed.0[chosen.clone()], &self.routed.1[chosen]);
+        let (expert, cols) = (self.get(Activation::Expert), self.architecture.hidden_size);
+        self.cpu.scatter_add(expert, cols, rows, weights, &mut projected)?;
+        self.put(Activation::Projected, projected);
         Ok(())
     }
 

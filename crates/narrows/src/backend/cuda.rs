@@ -1,6 +1,8 @@
 //! Steps on a CUDA device: residual stream and sums in float32, operands of matrix products in the encoding of the
 //! matrix.
 
+use std::ops::Range;
+
 use narrows_kernels::{AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
@@ -12,6 +14,7 @@ use super::{Activation, Backend, Step, Tile};
 use crate::architecture::Architecture;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::routing::Routing;
 use crate::sequence::{Cache, Sequence};
 
 /// A CUDA device.
@@ -26,9 +29,12 @@ pub(crate) struct CudaBackend {
     activations: Vec<DeviceSlice>,
     /// What a step is about, uploaded as one: see [`Tables`].
     tables: DeviceSlice,
+    /// The routing of a mixture, uploaded as one: rows and weights.
+    routed: DeviceSlice,
     scratch: DeviceSlice,
     packed: Vec<u8>,
     logits: Vec<f32>,
+    scores: Vec<f32>,
     step: Now,
 }
 
@@ -37,6 +43,10 @@ pub(crate) struct CudaBackend {
 struct Now {
     rows: usize,
     wanted: usize,
+    /// Rows and width of the MLP being computed.
+    mlp: (usize, usize),
+    /// The parts of `routed`: rows and weights.
+    routed: Option<(DeviceSlice, DeviceSlice)>,
     segments: Vec<Segment>,
     tables: Option<Tables<DeviceSlice>>,
 }
@@ -100,7 +110,13 @@ impl CudaBackend {
         let activations: usize =
             Activation::ALL.iter().map(|activation| rounded(bytes(*activation, a, limits))).sum();
         let tables = Tables::bytes(a, limits.rows, limits.wanted).total();
-        Bytes((activations + tables + rounded(Self::scratch_bytes(a, limits))) as u64)
+        let scratch = rounded(Self::scratch_bytes(a, limits));
+        Bytes((activations + tables + rounded(Self::routed_bytes(a, limits)) + scratch) as u64)
+    }
+
+    fn routed_bytes(a: &Architecture, limits: Limits) -> usize {
+        let rows = a.experts.as_ref().map_or(0, |experts| Routing::most_rows(experts, limits.rows));
+        2 * rounded(4 * rows)
     }
 
     fn scratch_bytes(a: &Architecture, limits: Limits) -> usize {
@@ -128,6 +144,7 @@ impl CudaBackend {
         let carve = |activation: &Activation| arena.carve(bytes(*activation, a, limits));
         let activations = Activation::ALL.iter().map(carve).collect::<std::result::Result<_, _>>()?;
         let tables = arena.carve(Tables::bytes(a, limits.rows, limits.wanted).total())?;
+        let routed = arena.carve(Self::routed_bytes(a, limits))?;
         let scratch = arena.carve(Self::scratch_bytes(a, limits))?;
         Ok(Self {
             device,
@@ -138,9 +155,11 @@ impl CudaBackend {
             layout,
             activations,
             tables,
+            routed,
             scratch,
             packed: Vec::new(),
             logits: Vec::new(),
+            scores: Vec::new(),
             step: Now::default(),
         })
     }
@@ -151,12 +170,14 @@ impl CudaBackend {
 
     /// The rows of an activation that the step has.
     fn get(&self, activation: Activation, encoding: Encoding) -> Result<DeviceSlice> {
-        let rows = match activation {
-            Activation::Logits => self.step.wanted,
-            // At the head only the wanted rows are left.
-            _ => self.step.rows,
-        };
         let width = activation.width(&self.architecture);
+        let (rows, width) = match activation {
+            Activation::Logits => (self.step.wanted, width),
+            Activation::Gate | Activation::Up | Activation::Activated => self.step.mlp,
+            Activation::Routed | Activation::Expert => (self.step.mlp.0, width),
+            // At the head only the wanted rows are left.
+            _ => (self.step.rows, width),
+        };
         let len = encoding.row_bytes(width).unwrap_or(usize::MAX).saturating_mul(rows);
         Ok(self.activations[activation as usize].slice(0..len)?)
     }
@@ -167,6 +188,14 @@ impl CudaBackend {
 
     fn tables(&self) -> Result<&Tables<DeviceSlice>> {
         self.step.tables.as_ref().ok_or_else(|| Error::Request("no step has begun".to_owned()))
+    }
+
+    /// Rows and weights of the routing in a range.
+    fn routed(&self, chosen: Range<usize>) -> Result<(DeviceSlice, DeviceSlice)> {
+        let none = || Error::Request("nothing was routed".to_owned());
+        let (rows, weights) = self.step.routed.as_ref().ok_or_else(none)?;
+        let bytes = 4 * chosen.start..4 * chosen.end;
+        Ok((rows.slice(bytes.clone())?, weights.slice(bytes)?))
     }
 
     /// Puts the parts of a step one behind the other, each aligned, and uploads them as one.
@@ -301,6 +330,50 @@ impl Backend for CudaBackend {
             encoding,
             &out,
         )?)
+    }
+
+    fn shape_mlp(&mut self, rows: usize, width: usize) {
+        self.step.mlp = (rows, width);
+    }
+
+    fn scores(&mut self, router: &DeviceSlice, count: usize) -> Result<&[f32]> {
+        let router = Matrix::new(router, Encoding::F32, count, self.architecture.hidden_size)?;
+        let len = self.step.rows * count;
+        let scores = self.activations[Activation::Scores as usize].slice(0..4 * len)?;
+        let x = self.f32s(Activation::Normed)?;
+        self.kernels().linear(&self.stream, &router, &x, &RowsMut::new(&scores, count, 0)?)?;
+        self.scores.resize(len, 0.0);
+        self.stream.download(&scores, bytemuck::cast_slice_mut(&mut self.scores))?;
+        Ok(&self.scores)
+    }
+
+    fn route(&mut self, routing: &Routing) -> Result<()> {
+        let (rows, weights): (&[u8], &[u8]) =
+            (bytemuck::cast_slice(&routing.rows), bytemuck::cast_slice(&routing.weights));
+        let start = rounded(rows.len());
+        self.packed.clear();
+        self.packed.extend_from_slice(rows);
+        self.packed.resize(start, 0);
+        self.packed.extend_from_slice(weights);
+        self.stream.upload(&self.packed, &self.routed.slice(0..self.packed.len())?)?;
+        let parts = (self.routed.slice(0..rows.len())?, self.routed.slice(start..start + weights.len())?);
+        self.step.routed = Some(parts);
+        Ok(self.stream.zero(&self.f32s(Activation::Projected)?)?)
+    }
+
+    fn take_rows(&mut self, chosen: Range<usize>, encoding: Encoding) -> Result<()> {
+        let (rows, _) = self.routed(chosen)?;
+        let (normed, routed) =
+            (self.get(Activation::Normed, encoding)?, self.get(Activation::Routed, encoding)?);
+        let width = self.architecture.hidden_size;
+        Ok(self.kernels().gather_rows(&self.stream, &normed, encoding, width, &rows, &routed)?)
+    }
+
+    fn add_expert(&mut self, chosen: Range<usize>) -> Result<()> {
+        let (rows, weights) = self.routed(chosen)?;
+        let (expert, projected) = (self.f32s(Activation::Expert)?, self.f32s(Activation::Projected)?);
+        let width = self.architecture.hidden_size;
+        Ok(self.kernels().scatter_add(&self.stream, &expert, width, &rows, &weights, &projected)?)
     }
 
     fn swiglu(&mut self, encoding: Encoding) -> Result<()> {

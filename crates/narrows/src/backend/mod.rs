@@ -14,6 +14,7 @@ use narrows_stream::Held;
 
 use crate::architecture::Architecture;
 use crate::error::Result;
+use crate::routing::Routing;
 use crate::sequence::{Cache, Sequence};
 
 pub(crate) use cpu::{CpuBackend, HostCache};
@@ -34,21 +35,27 @@ pub(crate) enum Activation {
     Value,
     /// What attention makes of them, `[n, heads * head_dim]`.
     Attended,
-    /// `[n, intermediate]`
+    /// `[rows, width]` as [`Backend::shape_mlp`] says, and so are the next two.
     Gate,
-    /// `[n, intermediate]`
+    /// See `Gate`.
     Up,
-    /// What the activation function makes of them, `[n, intermediate]`.
+    /// What the activation function makes of them.
     Activated,
     /// What comes back from a half of a layer and is to be added to `Hidden`.
     Projected,
+    /// What a router says of each row, `[n, experts]`.
+    Scores,
+    /// Rows of `Normed` that go to an expert.
+    Routed,
+    /// What an expert makes of them.
+    Expert,
     /// `[wanted, vocab]`
     Logits,
 }
 
 impl Activation {
     /// Every activation.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Hidden,
         Self::Normed,
         Self::Query,
@@ -59,16 +66,22 @@ impl Activation {
         Self::Up,
         Self::Activated,
         Self::Projected,
+        Self::Scores,
+        Self::Routed,
+        Self::Expert,
         Self::Logits,
     ];
 
-    /// Elements of a row.
+    /// Elements of a row; of those of the MLP in the widest layer or expert.
     pub(crate) fn width(self, a: &Architecture) -> usize {
+        let experts = a.experts.as_ref();
         match self {
             Self::Hidden | Self::Normed | Self::Projected => a.hidden_size,
             Self::Query | Self::Attended => a.q_size(),
             Self::Key | Self::Value => a.kv_size(),
-            Self::Gate | Self::Up | Self::Activated => a.intermediate_size,
+            Self::Gate | Self::Up | Self::Activated => a.widest_mlp(),
+            Self::Scores => experts.map_or(0, |experts| experts.count),
+            Self::Routed | Self::Expert => experts.map_or(0, |_| a.hidden_size),
             Self::Logits => a.vocab_size,
         }
     }
@@ -150,6 +163,22 @@ pub(crate) trait Backend: Send {
         sequences: &mut [&mut Sequence],
         encoding: Encoding,
     ) -> Result<()>;
+
+    /// From here on an MLP of that width is computed on so many rows: `Gate`, `Up` and `Activated` are
+    /// `[rows, width]`, `Routed` and `Expert` `[rows, hidden]`.
+    fn shape_mlp(&mut self, rows: usize, width: usize);
+
+    /// `Scores[i, :] = W Normed[i, :]` for `W` of `[count, hidden]` and `Normed` in float32. Waits for them.
+    fn scores(&mut self, router: &Self::Vector, count: usize) -> Result<&[f32]>;
+
+    /// Takes the rows and weights of a mixture, and clears `Projected`, which they are to be added up in.
+    fn route(&mut self, routing: &Routing) -> Result<()>;
+
+    /// `Routed` becomes the rows of `Normed`, made in `encoding`, that the routing has in this range.
+    fn take_rows(&mut self, chosen: Range<usize>, encoding: Encoding) -> Result<()>;
+
+    /// Adds `Expert` to the rows of `Projected` that the routing has in this range, by its weights.
+    fn add_expert(&mut self, chosen: Range<usize>) -> Result<()>;
 
     /// `Activated = silu(Gate) * Up`.
     fn swiglu(&mut self, encoding: Encoding) -> Result<()>;
