@@ -42,7 +42,7 @@ MODELS = {
     'qwen2-window': ('qwen2', dict(use_sliding_window=True, sliding_window=8, max_window_layers=1, num_hidden_layers=3), lambda c: {k: v for k, v in c.items() if k != 'layer_types'}, torch.bfloat16, (2, 40)),
     'mixtral-window': ('mixtral', dict(num_local_experts=6, num_experts_per_tok=3, sliding_window=8, num_hidden_layers=3), None, torch.float16, (2, 24)),
     # Two layers with experts and a dense one, a shared expert as wide as two; the third layer is dense by its step.
-    'qwen2-moe': ('qwen2_moe', dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=40, shared_expert_intermediate_size=72, norm_topk_prob=False, num_hidden_layers=4, mlp_only_layers=[1]), None, torch.bfloat16, (2, 24)),
+    'qwen2-moe-dense-layer': ('qwen2_moe', dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=40, shared_expert_intermediate_size=72, norm_topk_prob=False, num_hidden_layers=4, mlp_only_layers=[1]), None, torch.bfloat16, (2, 24)),
     'qwen2-moe-windows': ('qwen2_moe', dict(num_experts=4, num_experts_per_tok=1, moe_intermediate_size=32, shared_expert_intermediate_size=32, norm_topk_prob=True, num_hidden_layers=4, qkv_bias=False, use_sliding_window=True, sliding_window=8, max_window_layers=3, decoder_sparse_step=2), lambda c: {k: v for k, v in c.items() if k != 'layer_types'}, torch.bfloat16, (2, 24)),
     'qwen3-moe-sparse': ('qwen3_moe', dict(num_experts=12, num_experts_per_tok=4, moe_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=2, num_hidden_layers=4, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12), None, torch.bfloat16, (3, 20)),
     'qwen3-tied-biases': ('qwen3', dict(head_dim=24, attention_bias=True, tie_word_embeddings=True), None, torch.bfloat16, (2, 24)),
@@ -77,4 +77,28 @@ def make(name):
     save_file({'input_ids': ids, 'logits': logits.contiguous(), 'greedy': torch.stack(greedy)}, d + '/expected.safetensors')
     print(f'{name}: logits up to {logits.abs().max():.2f}, smallest gap {min(gaps):.4f}, {sum(os.path.getsize(os.path.join(d, f)) for f in os.listdir(d)) >> 10} KiB')
 
-for name in sys.argv[1:] or MODELS: make(name)
+def routing(name):
+    """Beside a mixture of experts: how near each row is to going to another expert, the smallest difference over all
+    layers between the scores of the last expert chosen and of the first that is not. A rounding can cross a small one.
+    And how far each row of the same model run in bf16 is off."""
+    d = os.path.join(ROOT, name)
+    expected = load_file(d + '/expected.safetensors'); ids = expected['input_ids']
+    model = AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32, attn_implementation='eager').eval()
+    gaps = []
+    def look(module, args, output):
+        top = output[0].topk(module.top_k + 1, dim=-1).values
+        gaps.append((top[:, -2] - top[:, -1]).reshape(ids.shape))
+    for module in model.modules():
+        if type(module).__name__.endswith('TopKRouter'): module.register_forward_hook(look)
+    with torch.no_grad(): model(ids)
+    if not gaps: return
+    gap = torch.stack(gaps).min(dim=0).values.contiguous()
+    with torch.no_grad():
+        bf16 = AutoModelForCausalLM.from_pretrained(d, dtype=torch.bfloat16, attn_implementation='eager').eval()(ids).logits.float()
+    off = (bf16 - expected['logits']).pow(2).mean(-1).sqrt().contiguous()
+    save_file({'gap': gap, 'off_bf16': off}, d + '/routing.safetensors')
+    print(f'{name}: {len(gaps)} layers with experts, smallest gaps {[round(g, 4) for g in gap.flatten().sort().values[:6].tolist()]}, bf16 off by {off.median():.4f}')
+
+for name in sys.argv[1:] or MODELS:
+    if name in MODELS: make(name)
+    routing(name)

@@ -96,7 +96,9 @@ impl<M: Memory> Stream<M> {
                 self.demands.queue.push_back(Wanted { tile, ticket });
             }
         }
+        let demanded = self.demands.queue.iter().map(|wanted| self.tiles[wanted.tile.index()].0).sum();
         let mut meters = self.shared.meters();
+        meters.demands.demanded += demanded;
         meters.demands.hits += hits;
         meters.demands.misses += groups.len() as u64 - hits;
         drop(meters);

@@ -145,19 +145,23 @@ pub struct Plan {
     pub groups: Vec<Vec<TileId>>,
     /// How many groups have a frame: memory that a group stays in once it was demanded, until others are used more.
     pub frames: usize,
+    /// How many groups would have one, were there memory enough.
+    pub most_frames: usize,
     /// What a frame is made of: a slot of this size for the first tile of a group, for the second ...
     pub frame_slots: Vec<Bytes>,
     /// The payload of the resident tiles.
     pub resident: Bytes,
     /// The payload that a pass walks, resident or not.
     pub walked: Bytes,
+    /// What a pass is expected to demand besides.
+    pub demanded_per_pass: Bytes,
     /// What the stream allocates: resident tiles, slots, demand slots and frames.
     pub arena: Bytes,
     /// What everything takes, by name; the sum is at most the budget.
     pub needs: Vec<Need>,
     /// The smallest budget that works.
     pub minimum: Bytes,
-    /// The smallest budget in which everything stays once it was read.
+    /// The smallest budget in which everything that may stay does, once it was read.
     pub all_resident_at: Bytes,
     /// What a pass reads from disk, once the resident tiles are there and if all groups are demanded equally often.
     pub disk_bytes_per_pass: Bytes,
@@ -182,10 +186,10 @@ impl Plan {
         self.needs.iter().map(|need| need.bytes).sum()
     }
 
-    /// Whether everything stays once it was read.
+    /// Whether everything that may stay does, once it was read.
     #[must_use]
     pub fn all_resident(&self) -> bool {
-        self.frames == self.groups.len() && self.tiles.iter().all(|(_, place)| *place != Place::Streamed)
+        self.frames == self.most_frames && self.tiles.iter().all(|(_, place)| *place != Place::Streamed)
     }
 
     pub(crate) fn region(&self, tile: &Tile) -> Bytes {
@@ -251,8 +255,18 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     // With all that is walked in memory, slots are needed for what passes through once.
     let everything = all + times(fewest.min(once.len() as u64), once_slot);
     let least = times(fewest, slot).min(everything);
-    let may_all_stay = request.frames >= groups.len();
-    let everything_at = fixed + everything + if may_all_stay { all_frames } else { least_pool };
+    let most_frames = request.frames.min(groups.len());
+    let may_all_stay = most_frames == groups.len();
+    let wanted_pool = times(wanted_demanded, demand_slot);
+    let everything_at = match most_frames {
+        _ if may_all_stay => fixed + everything + all_frames,
+        0 => fixed + everything + least_pool,
+        // Frames come after all slots that are ever wanted.
+        most => {
+            let once_slots = times(wanted.min(once.len() as u64), once_slot);
+            fixed + all + once_slots + wanted_pool + times(most as u64, frame)
+        }
+    };
     let minimum = (fixed + least_pool + least).min(everything_at);
     let needs = |resident: Bytes, slots: Bytes, pool: Bytes, frames: Bytes| {
         let own = [
@@ -282,7 +296,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     } else {
         // What does not make another slot makes no tile resident either: a smaller tile kept in its place would go
         // when the budget grows by enough for the slot, and the pass would take longer.
-        let more_demanded = times(wanted_demanded.saturating_sub(fewest_demanded), demand_slot);
+        let more_demanded = wanted_pool.saturating_sub(least_pool);
         residency::choose(&weights, room.saturating_sub(times(wanted, slot) + more_demanded).get())
     };
 
@@ -302,9 +316,9 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         let left = room.saturating_sub(resident_regions) + least_pool;
         let pool = fitting(left.saturating_sub(slot_bytes), demand_slot);
         // Frames get what no slot will ever want, or more memory could mean fewer of them.
-        let wanted_slots = times(wanted.min(passing), slot_capacity) + times(wanted_demanded, demand_slot);
+        let wanted_slots = times(wanted.min(passing), slot_capacity) + wanted_pool;
         let frames = fitting(left.saturating_sub(wanted_slots), frame) as usize;
-        let most = if streamed().next().is_none() { request.frames.min(groups.len()) } else { 0 };
+        let most = if streamed().next().is_none() { most_frames } else { 0 };
         (wanted_demanded.min(pool).max(fewest_demanded), most.min(frames))
     };
     let pool = times(demand_slots, demand_slot);
@@ -334,9 +348,11 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         demand_slot_capacity: demand_slot,
         groups,
         frames,
+        most_frames,
         frame_slots,
         resident: kept().map(|tile| tile.len).sum(),
         walked: walked_len,
+        demanded_per_pass: request.demanded_per_pass,
         arena: resident_regions + slot_bytes + pool + frame_bytes,
         needs: needs(resident_regions, slot_bytes, pool, frame_bytes),
         minimum,

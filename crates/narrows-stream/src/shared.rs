@@ -108,7 +108,8 @@ impl Monitor {
             let host = feed.host.meters();
             // What misses the device is asked of the host, and may be there.
             let hits = here.2.hits + host.demands.hits;
-            let demands = DemandStats { hits, hits_on_device: here.2.hits, ..host.demands };
+            let demanded = here.2.demanded;
+            let demands = DemandStats { hits, hits_on_device: here.2.hits, demanded, ..host.demands };
             (host.disk.stats(now), host.resident, demands)
         };
         let (disk, resident, demands) = self.feed.as_ref().map_or(here, of_host);

@@ -37,6 +37,8 @@ pub struct DemandStats {
     pub hits_on_device: u64,
     /// Groups that had to be read.
     pub misses: u64,
+    /// The payload of all groups that were demanded.
+    pub demanded: Bytes,
     /// The payload that was read of demanded tiles.
     pub bytes: Bytes,
 }
@@ -54,6 +56,7 @@ impl DemandStats {
             hits: self.hits.saturating_sub(earlier.hits),
             hits_on_device: self.hits_on_device.saturating_sub(earlier.hits_on_device),
             misses: self.misses.saturating_sub(earlier.misses),
+            demanded: self.demanded.saturating_sub(earlier.demanded),
             bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }

@@ -15,22 +15,91 @@ pub struct Synth {
     architecture: Architecture,
 }
 
-/// Name, model type, layers, hidden, intermediate, heads, KV heads, vocabulary, positions, rope theta.
-type Shape = (&'static str, &'static str, usize, usize, usize, usize, usize, usize, usize, f64);
+/// Name, model type, layers, hidden, intermediate, heads, KV heads, vocabulary, positions, rope theta, experts.
+type Shape =
+    (&'static str, &'static str, usize, usize, usize, usize, usize, usize, usize, f64, Option<Mixture>);
+
+/// Experts, experts per token, width of one, width of the shared one, whether their weights add up to one.
+type Mixture = (usize, usize, usize, Option<usize>, bool);
 
 /// As published in the config.json of each model.
-const SHAPES: [Shape; 11] = [
-    ("llama-1.1b", "llama", 22, 2048, 5632, 32, 4, 32_000, 2048, 1e4),
-    ("llama-7b", "llama", 32, 4096, 11_008, 32, 32, 32_000, 4096, 1e4),
-    ("llama-8b", "llama", 32, 4096, 14_336, 32, 8, 128_256, 8192, 5e5),
-    ("llama-70b", "llama", 80, 8192, 28_672, 64, 8, 128_256, 8192, 5e5),
-    ("llama-405b", "llama", 126, 16_384, 53_248, 128, 8, 128_256, 131_072, 5e5),
-    ("mistral-7b", "mistral", 32, 4096, 14_336, 32, 8, 32_768, 32_768, 1e6),
-    ("qwen2.5-7b", "qwen2", 28, 3584, 18_944, 28, 4, 152_064, 32_768, 1e6),
-    ("qwen2.5-32b", "qwen2", 64, 5120, 27_648, 40, 8, 152_064, 32_768, 1e6),
-    ("qwen2.5-72b", "qwen2", 80, 8192, 29_568, 64, 8, 152_064, 32_768, 1e6),
-    ("qwen3-8b", "qwen3", 36, 4096, 12_288, 32, 8, 151_936, 40_960, 1e6),
-    ("qwen3-32b", "qwen3", 64, 5120, 25_600, 64, 8, 151_936, 40_960, 1e6),
+const SHAPES: [Shape; 16] = [
+    ("llama-1.1b", "llama", 22, 2048, 5632, 32, 4, 32_000, 2048, 1e4, None),
+    ("llama-7b", "llama", 32, 4096, 11_008, 32, 32, 32_000, 4096, 1e4, None),
+    ("llama-8b", "llama", 32, 4096, 14_336, 32, 8, 128_256, 8192, 5e5, None),
+    ("llama-70b", "llama", 80, 8192, 28_672, 64, 8, 128_256, 8192, 5e5, None),
+    ("llama-405b", "llama", 126, 16_384, 53_248, 128, 8, 128_256, 131_072, 5e5, None),
+    ("mistral-7b", "mistral", 32, 4096, 14_336, 32, 8, 32_768, 32_768, 1e6, None),
+    (
+        "mixtral-8x7b",
+        "mixtral",
+        32,
+        4096,
+        14_336,
+        32,
+        8,
+        32_000,
+        32_768,
+        1e6,
+        Some((8, 2, 14_336, None, true)),
+    ),
+    (
+        "mixtral-8x22b",
+        "mixtral",
+        56,
+        6144,
+        16_384,
+        48,
+        8,
+        32_768,
+        65_536,
+        1e6,
+        Some((8, 2, 16_384, None, true)),
+    ),
+    (
+        "qwen2-57b-a14b",
+        "qwen2_moe",
+        28,
+        3584,
+        18_944,
+        28,
+        4,
+        151_936,
+        131_072,
+        1e6,
+        Some((64, 8, 2560, Some(20_480), false)),
+    ),
+    ("qwen2.5-7b", "qwen2", 28, 3584, 18_944, 28, 4, 152_064, 32_768, 1e6, None),
+    ("qwen2.5-32b", "qwen2", 64, 5120, 27_648, 40, 8, 152_064, 32_768, 1e6, None),
+    ("qwen2.5-72b", "qwen2", 80, 8192, 29_568, 64, 8, 152_064, 32_768, 1e6, None),
+    ("qwen3-8b", "qwen3", 36, 4096, 12_288, 32, 8, 151_936, 40_960, 1e6, None),
+    ("qwen3-32b", "qwen3", 64, 5120, 25_600, 64, 8, 151_936, 40_960, 1e6, None),
+    (
+        "qwen3-30b-a3b",
+        "qwen3_moe",
+        48,
+        2048,
+        6144,
+        32,
+        4,
+        151_936,
+        40_960,
+        1e6,
+        Some((128, 8, 768, None, true)),
+    ),
+    (
+        "qwen3-235b-a22b",
+        "qwen3_moe",
+        94,
+        4096,
+        12_288,
+        64,
+        4,
+        151_936,
+        40_960,
+        1e6,
+        Some((128, 8, 1536, None, true)),
+    ),
 ];
 
 impl Synth {
@@ -44,15 +113,27 @@ impl Synth {
     /// # Errors
     /// There is no such shape, or `layers` is zero or absurd.
     pub fn new(name: &str, layers: Option<usize>) -> Result<Self> {
-        let Some(&(_, kind, own_layers, hidden, intermediate, heads, kv_heads, vocab, positions, theta)) =
-            SHAPES.iter().find(|shape| shape.0 == name)
+        let Some(&(
+            _,
+            kind,
+            own_layers,
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            vocab,
+            positions,
+            theta,
+            mixture,
+        )) = SHAPES.iter().find(|shape| shape.0 == name)
         else {
             let known: Vec<_> = Self::names().collect();
             return Err(Error::Request(format!("no shape is called {name} (known: {})", known.join(", "))));
         };
-        let class = format!("{}{}ForCausalLM", kind[..1].to_uppercase(), &kind[1..]);
-        let head_dim = if kind == "qwen3" { 128 } else { hidden / heads };
-        let config = json!({
+        let capital = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
+        let class = kind.split('_').map(capital).collect::<String>() + "ForCausalLM";
+        let head_dim = if kind.starts_with("qwen3") { 128 } else { hidden / heads };
+        let mut config = json!({
             "architectures": [class],
             "model_type": kind,
             "hidden_size": hidden,
@@ -72,6 +153,19 @@ impl Synth {
             "eos_token_id": 2,
             "torch_dtype": "bfloat16",
         });
+        if let Some((count, per_token, width, shared, normalised)) = mixture {
+            let count_key = if kind == "mixtral" { "num_local_experts" } else { "num_experts" };
+            let facts = [
+                (count_key, json!(count)),
+                ("num_experts_per_tok", json!(per_token)),
+                ("moe_intermediate_size", json!(width)),
+                ("shared_expert_intermediate_size", json!(shared)),
+                ("norm_topk_prob", json!(normalised)),
+            ];
+            for (key, value) in facts {
+                config[key] = value;
+            }
+        }
         let architecture = Architecture::parse("config.json".as_ref(), config.to_string().as_bytes())?;
         Ok(Self { config, architecture })
     }
@@ -134,6 +228,9 @@ mod tests {
         assert_eq!(parameters("llama-8b"), 8_030_261_248);
         assert_eq!(parameters("llama-70b"), 70_553_706_496);
         assert_eq!(parameters("llama-405b"), 405_853_388_800);
+        assert_eq!(parameters("mixtral-8x7b"), 46_702_792_704);
+        assert_eq!(parameters("qwen3-30b-a3b"), 30_532_122_624);
+        assert_eq!(parameters("qwen3-235b-a22b"), 235_093_634_560);
         assert!(Synth::new("llama-9b", None).is_err() && Synth::new("llama-8b", Some(0)).is_err());
     }
 

@@ -21,14 +21,12 @@ fn data(name: &str) -> PathBuf {
     root().join("tests/data/checkpoints").join(name)
 }
 
-/// The dense goldens.
 fn goldens() -> Vec<String> {
     let entries = std::fs::read_dir(data("")).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut dense: Vec<_> = names.filter(|name| !["mixtral", "qwen3-moe"].contains(&name.as_str())).collect();
-    dense.sort();
-    assert_eq!(dense.len(), 16);
-    dense
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names.len(), 22);
+    names
 }
 
 fn engine(dir: &Path, builder: EngineBuilder) -> Result<Engine, Error> {
@@ -79,6 +77,46 @@ fn root_mean_square(values: impl Iterator<Item = f64>) -> f64 {
     (sum / f64::from(n.max(1))).sqrt()
 }
 
+/// What is known of the rows of a mixture of experts. A row that goes to another expert because of a rounding is another
+/// computation, and not a less precise one.
+struct Mixture {
+    /// By sequence, by position: how near the row is to going elsewhere.
+    gaps: Vec<Vec<f32>>,
+    /// By row: how far transformers is off in bf16, wherever its rows go.
+    off_bf16: Vec<f32>,
+}
+
+impl Mixture {
+    /// None if the golden is dense.
+    fn read(name: &str, ids: &[Vec<u32>]) -> Option<Self> {
+        let bytes = std::fs::read(data(name).join("routing.safetensors")).ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            let bytes = tensors.tensor(name).unwrap().data().as_chunks::<4>().0;
+            bytes.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let gaps = floats("gap").chunks(ids[0].len()).map(<[f32]>::to_vec).collect();
+        Some(Self { gaps, off_bf16: floats("off_bf16") })
+    }
+
+    /// By row: whether it and all before it in its sequence go to the same experts whatever the rounding.
+    fn sure_rows(&self) -> Vec<bool> {
+        const SURE: f32 = 0.02;
+        let sure = |gaps: &Vec<f32>| {
+            let first = gaps.iter().position(|gap| *gap < SURE).unwrap_or(gaps.len());
+            (0..gaps.len()).map(move |row| row < first).collect::<Vec<_>>()
+        };
+        self.gaps.iter().flat_map(sure).collect()
+    }
+
+    /// The median: rows of transformers go elsewhere too.
+    fn off_bf16(&self) -> f64 {
+        let mut off = self.off_bf16.clone();
+        off.sort_by(f32::total_cmp);
+        f64::from(off[off.len() / 2])
+    }
+}
+
 #[test]
 fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
     if !under_the_driver("the_error_is_at_most_twice_that_of_transformers_in_bf16") {
@@ -99,17 +137,28 @@ fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
         let mut engine = engine(&data(&name), Engine::builder().workload(workload)).unwrap();
         let ours = logits(&mut engine, &ids).unwrap();
         let exact = floats("logits").unwrap();
-        let off = |other: &[f64]| root_mean_square(exact.iter().zip(other).map(|(a, b)| a - b));
+        let width = exact.len() / ids.iter().map(Vec::len).sum::<usize>();
+        let mixture = Mixture::read(&name, &ids);
+        let compared = mixture.as_ref().map_or_else(|| vec![true; exact.len() / width], Mixture::sure_rows);
+        assert!(compared.iter().filter(|sure| **sure).count() * 3 >= compared.len(), "{name}: {compared:?}");
+        let off = |other: &[f64]| {
+            let rows = exact.chunks(width).zip(other.chunks(width)).zip(&compared).filter(|(_, sure)| **sure);
+            root_mean_square(rows.flat_map(|((a, b), _)| a.iter().zip(b).map(|(a, b)| a - b)))
+        };
         let error = off(&ours.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
-        let limit = match floats("logits_bf16") {
-            Some(bf16) => 2.0 * off(&bf16),
+        let limit = match (mixture.as_ref(), floats("logits_bf16")) {
+            (Some(mixture), _) => 2.0 * mixture.off_bf16(),
+            (None, Some(bf16)) => 2.0 * off(&bf16),
             // transformers' own bf16 runs of the dense goldens that have one are off by 0.9 to 1.1 % of the logits.
-            None => 2.0 * 0.004 * root_mean_square(exact.iter().copied()),
+            (None, None) => 2.0 * 0.004 * root_mean_square(exact.iter().copied()),
         };
         println!("{name}: {error:.2e} of {limit:.2e}");
         assert!(error <= limit, "{name}: {error:.2e} of {limit:.2e}");
         // A token alone takes other kernels than the rows of a prompt, and both must agree about what comes next,
         // as far as rounding leaves no choice.
+        if compared.contains(&false) {
+            continue;
+        }
         for (prompt, new) in ids.iter().zip(greedy(&mut engine, &ids, 4)) {
             let whole = [prompt, &new[..3]].concat();
             let rows = logits(&mut engine, std::slice::from_ref(&whole)).unwrap();

@@ -93,7 +93,9 @@ fn check_every_memory(dirs: &[&Path]) {
 
 #[test]
 fn one_answer_whatever_the_memory() {
-    for name in ["llama3-rope-tied-sharded", "qwen2", "llama-multi-query-f32"] {
+    for name in
+        ["llama3-rope-tied-sharded", "qwen2", "llama-multi-query-f32", "qwen2-moe-dense-layer", "qwen3-moe"]
+    {
         let pack = pack(name, &Quantisation::default());
         check_every_memory(&[&data(name), pack.path()]);
     }
@@ -107,7 +109,7 @@ fn one_answer_from_a_quantised_pack_whatever_the_memory() {
         Quantisation::all(nf4),
         Quantisation { layers: nf4, attention: q8, head: None },
     ] {
-        for name in ["qwen2", "llama-multi-query-f32"] {
+        for name in ["qwen2", "llama-multi-query-f32", "qwen2-moe-dense-layer"] {
             check_every_memory(&[pack(name, &quantisation).path()]);
         }
     }
@@ -151,6 +153,52 @@ fn bytes_per_token_are_exact() {
         let streamed = plan.stream.walked.get() - plan.stream.resident.get();
         assert_eq!(after.streamed, Bytes(6 * streamed));
         assert_eq!(before.resident, plan.stream.resident);
+    }
+}
+
+/// Experts are read when a row is routed to them and they are not in memory, and no others; with little memory and
+/// with enough, prompts and single tokens.
+#[test]
+fn only_routed_experts_are_read() {
+    for (name, layers, per_token) in
+        [("mixtral", 3, 2), ("qwen2-moe-dense-layer", 3, 2), ("qwen3-moe-sparse", 2, 4)]
+    {
+        let model = || Model::open(data(name)).unwrap();
+        let experts = model().architecture().experts.clone().unwrap();
+        assert_eq!(experts.layers.iter().filter(|sparse| **sparse).count(), layers);
+        let one = model().expert_bytes().get() / (layers * experts.count) as u64;
+        let builder = Engine::builder().tile(Some(Bytes(2 << 10))).chunk(NonZeroUsize::new(8));
+        let builder =
+            builder.workload(Workload { sequences: 1, positions: 64, step_rows: 8, wanted_rows: 1 });
+        let all = builder.plan(&model()).unwrap().stream.all_resident_at.get();
+        let Err(Error::DoesNotFit { minimum, .. }) = builder.clone().ram(Some(Bytes(1))).plan(&model())
+        else {
+            panic!("a byte of memory was enough");
+        };
+        for part in 0..=4 {
+            let ram = Bytes(minimum.get() + (all - minimum.get()) * part / 4);
+            let mut engine = builder.clone().ram(Some(ram)).build(model()).unwrap();
+            let mut run = |n| {
+                let request = Request::new(Prompt::Tokens(vec![5, 6, 7])).max_new_tokens(n).ignore_eos(true);
+                engine.generate(&[request], |_| ControlFlow::Continue(())).unwrap();
+                engine.stream_stats()
+            };
+            let before = run(1);
+            let after = run(17);
+            let demands = after.demands;
+            assert_eq!(demands.bytes, Bytes(demands.misses * one), "{name} in {ram}");
+            assert_eq!(demands.demanded, Bytes((demands.hits + demands.misses) * one), "{name} in {ram}");
+            // One pass over the prompt again, and a token each.
+            let later = after.since(&before).demands;
+            let prompt = before.demands.hits + before.demands.misses;
+            assert_eq!(later.hits + later.misses, prompt + 16 * (layers * per_token) as u64, "{name}");
+            match part {
+                0 => assert_eq!(demands.hits, 0, "{name}: there is no memory to keep anything in"),
+                4 => assert!(demands.misses <= (layers * experts.count) as u64, "{name}: each is read once"),
+                _ => {}
+            }
+            assert!(engine.peak_host_bytes() <= ram);
+        }
     }
 }
 

@@ -23,6 +23,8 @@ struct Report<'a> {
     all_resident_at_bytes: u64,
     resident_bytes: u64,
     bytes_per_pass: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<ExpertsReport>,
     disk_bytes_per_pass: u64,
     tile_bytes: u64,
     slots: usize,
@@ -36,6 +38,18 @@ struct Report<'a> {
     changes: Vec<String>,
 }
 
+/// The experts of all layers.
+#[derive(Serialize)]
+struct ExpertsReport {
+    count: usize,
+    /// How many of a layer's a token goes to.
+    per_token: usize,
+    /// Size of one.
+    bytes: u64,
+    /// How many have memory to stay in.
+    staying: usize,
+}
+
 #[derive(Serialize)]
 struct DeviceReport<'a> {
     budget_bytes: u64,
@@ -45,6 +59,8 @@ struct DeviceReport<'a> {
     resident_bytes: u64,
     h2d_bytes_per_pass: u64,
     slots: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<ExpertsReport>,
     needs: Vec<NeedReport<'a>>,
     h2d: SpeedReport,
 }
@@ -85,7 +101,8 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         minimum_bytes: plan.stream.minimum.get(),
         all_resident_at_bytes: plan.stream.all_resident_at.get(),
         resident_bytes: plan.stream.resident.get(),
-        bytes_per_pass: plan.stream.walked.get(),
+        bytes_per_pass: (plan.stream.walked + plan.stream.demanded_per_pass).get(),
+        experts: experts(&model, &plan.stream),
         disk_bytes_per_pass: plan.stream.disk_bytes_per_pass.get(),
         tile_bytes: plan.tile.get(),
         slots: plan.stream.slots,
@@ -109,6 +126,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
             resident_bytes: device.stream.resident.get(),
             h2d_bytes_per_pass: device.stream.disk_bytes_per_pass.get(),
             slots: device.stream.slots,
+            experts: experts(&model, &device.stream),
             needs: needs(&device.stream),
             h2d: SpeedReport {
                 bytes_per_second: speeds.link.bytes_per_second,
@@ -130,6 +148,21 @@ fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
     plan.needs.iter().map(|need| NeedReport { what: &need.what, bytes: need.bytes.get() }).collect()
 }
 
+fn experts(model: &Model, plan: &TierPlan) -> Option<ExpertsReport> {
+    let experts = model.architecture().experts.as_ref()?;
+    let bytes = model.expert_bytes().get() / plan.groups.len().max(1) as u64;
+    let (count, staying) = (plan.groups.len(), plan.frames);
+    Some(ExpertsReport { count, per_token: experts.per_token, bytes, staying })
+}
+
+/// How many experts stay, where there are some.
+fn staying(plan: &TierPlan) -> String {
+    match plan.groups.len() {
+        0 => String::new(),
+        all => format!(" and {} of {all} experts", plan.frames),
+    }
+}
+
 /// What to expect, in one line.
 pub(super) fn line(model: &Model, plan: &Plan) -> String {
     let s = &plan.stream;
@@ -137,7 +170,8 @@ pub(super) fn line(model: &Model, plan: &Plan) -> String {
     if let Some(device) = &plan.device {
         let d = &device.stream;
         let share = share(d.resident, d.walked);
-        line += &format!(", {share} on the device; VRAM {} of {}", d.total(), device.budget);
+        let experts = staying(d);
+        line += &format!(", {share}{experts} on the device; VRAM {} of {}", d.total(), device.budget);
         if !d.all_resident() {
             line += &format!("; {}", flow(d, "to it"));
         }
@@ -145,7 +179,7 @@ pub(super) fn line(model: &Model, plan: &Plan) -> String {
     let what = if plan.device.is_some() { " in RAM" } else { " resident" };
     match &plan.device {
         Some(device) if device.stream.all_resident() => {}
-        _ => line += &format!(", {}{what}", share(s.resident, s.walked)),
+        _ => line += &format!(", {}{}{what}", share(s.resident, s.walked), staying(s)),
     }
     line += &format!("; RAM {} of {}", s.total(), plan.budget);
     if !s.all_resident() {

@@ -67,6 +67,45 @@ struct StatsReport {
     disk: LinkReport,
     h2d: Option<LinkReport>,
     compute: LinkReport,
+    /// Absent where the model has no experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<ExpertsReport>,
+}
+
+/// Experts that rows were routed to, each counted once a pass and layer, and what was read of them.
+#[derive(Serialize)]
+struct ExpertsReport {
+    hits: u64,
+    hits_on_device: u64,
+    misses: u64,
+    hit_rate: Option<f64>,
+    /// Read from disk.
+    bytes: u64,
+    /// What it would have been without any in memory.
+    routed_bytes: u64,
+    /// What walks over all experts would have read.
+    dense_bytes: u64,
+    bytes_per_pass: u64,
+    dense_bytes_per_pass: u64,
+}
+
+impl ExpertsReport {
+    fn of(engine: &Engine) -> Option<Self> {
+        engine.model().architecture().experts.as_ref()?;
+        let (stats, all) = (engine.stream_stats(), engine.model().expert_bytes().get());
+        let demands = stats.demands;
+        Some(Self {
+            hits: demands.hits,
+            hits_on_device: demands.hits_on_device,
+            misses: demands.misses,
+            hit_rate: demands.hit_rate(),
+            bytes: demands.bytes.get(),
+            routed_bytes: demands.demanded.get(),
+            dense_bytes: all * stats.passes,
+            bytes_per_pass: demands.bytes.get() / stats.passes.max(1),
+            dense_bytes_per_pass: all,
+        })
+    }
 }
 
 /// What a stage moved, payload only, and how long it was busy or waited for another.
@@ -274,6 +313,7 @@ fn report(engine: &Engine, requests: &[Request], completions: &[Completion], sta
             disk: LinkReport::of(&streamed.disk),
             h2d: streamed.link.as_ref().map(LinkReport::of),
             compute: LinkReport::of(&streamed.compute),
+            experts: ExpertsReport::of(engine),
         },
     }
 }
@@ -303,6 +343,9 @@ pub(super) fn closing_line(
     }
     if let Some(link) = engine.stream_stats().link.filter(|link| link.bytes.get() > 0) {
         line += &format!(", {} over h2d at {:.2} GB/s", link.bytes, link.bytes_per_second() / 1e9);
+    }
+    if let Some(rate) = engine.stream_stats().demands.hit_rate() {
+        line += &format!(", {:.0} % of the experts that were needed in memory", 100.0 * rate);
     }
     match engine.monitor().pinned() {
         Some(Ok(time)) => line += &format!(", pinned in {:.2} s", time.as_secs_f64()),

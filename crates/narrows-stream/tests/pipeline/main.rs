@@ -412,7 +412,7 @@ fn groups_that_are_used_most_stay() {
         assert_eq!((reads(8), reads(9)), (1, 2), "a rare one was there first");
         let demands = stream.stats().demands;
         assert_eq!((demands.hits, demands.misses), (9, 9));
-        assert_eq!(demands.bytes, Bytes(9000));
+        assert_eq!((demands.bytes, demands.demanded), (Bytes(9000), Bytes(18_000)));
         assert_eq!(demands.hit_rate(), Some(0.5));
     });
 }
