@@ -218,6 +218,7 @@ fn parse(case: &str) -> EngineBuilder {
             "tile" => builder.tile(size()),
             "slots" => builder.slots(value.parse().ok()),
             "io" => builder.io(if value == "buffered" { IoMode::Buffered } else { IoMode::Mmap }),
+            "golden" => builder,
             _ => panic!("{setting}"),
         };
     }
@@ -229,11 +230,15 @@ const CASE: &str = "NARROWS_TEST_CASE";
 /// Logits of a prompt and then of two tokens one by one, as a hash, with the peak of device memory.
 fn run_case() {
     let case = std::env::var(CASE).unwrap();
-    let mut engine = engine(&root().join("models/demo"), parse(&case)).unwrap();
-    let first = logits(&mut engine, &[IDS.to_vec()]).unwrap();
-    let again = logits(&mut engine, &[IDS.to_vec()]).unwrap();
+    let golden = case.split_whitespace().find_map(|setting| setting.strip_prefix("golden="));
+    let dir = golden.map_or_else(|| root().join("models/demo"), data);
+    let mut engine = engine(&dir, parse(&case)).unwrap();
+    let vocab = engine.model().architecture().vocab_size as u32;
+    let ids = vec![IDS.map(|id| id % vocab).to_vec()];
+    let first = logits(&mut engine, &ids).unwrap();
+    let again = logits(&mut engine, &ids).unwrap();
     assert!(first == again, "the second pass differs");
-    let tokens = greedy(&mut engine, &[IDS.to_vec()], 3);
+    let tokens = greedy(&mut engine, &ids, 3);
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for bits in first.iter().map(|logit| logit.to_bits()).chain(tokens[0].iter().copied()) {
         hash = (hash ^ u64::from(bits)).wrapping_mul(0x0100_0000_01b3);
@@ -241,6 +246,19 @@ fn run_case() {
     println!("bits {hash:016x}");
     println!("peak {}", engine.peak_device_bytes().unwrap().get());
     println!("streamed {}", engine.stream_stats().link.unwrap().bytes.get());
+    let demands = engine.stream_stats().demands;
+    println!(
+        "experts {} {} {}",
+        demands.hits_on_device,
+        demands.hits - demands.hits_on_device,
+        demands.misses
+    );
+    if let Some(experts) = &engine.model().architecture().experts {
+        let count = (experts.layers.iter().filter(|sparse| **sparse).count() * experts.count) as u64;
+        let one = engine.model().expert_bytes().get() / count;
+        assert_eq!(demands.bytes.get(), demands.misses * one);
+        assert_eq!(demands.demanded.get(), (demands.hits + demands.misses) * one);
+    }
 }
 
 fn word<'a>(text: &'a str, name: &str) -> &'a str {
@@ -283,6 +301,39 @@ fn one_answer_whatever_the_memory() {
         assert!(peak <= budget + 512 * 200, "{case}: {peak} of {budget}");
         let streamed: u64 = word(&text, "streamed ").parse().unwrap();
         assert!(case.is_empty() || streamed > 20 << 20, "{case}: {streamed}");
+    }
+}
+
+/// Experts in the device's memory, in the host's, on disk; all of them and few.
+#[test]
+fn one_answer_wherever_the_experts_are() {
+    const TEST: &str = "one_answer_wherever_the_experts_are";
+    if SoftGpu::inside() {
+        return run_case();
+    }
+    if !skip_or_fail() {
+        return;
+    }
+    for golden in ["qwen3-moe", "qwen2-moe-dense-layer"] {
+        let mut expected = None;
+        // With whether any are found in the memory of the device, and of the host.
+        for (memory, seed, of) in [
+            ("", 0, [true, false]),
+            ("vram=800K ram=600K tile=2K", 3, [true, true]),
+            ("vram=700K ram=2M", 4, [false, true]),
+            ("vram=600K ram=400K slots=1 tile=3K", 6, [false, false]),
+        ] {
+            let case = format!("golden={golden} {memory}");
+            let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(seed);
+            let finished = clean(&gpu, TEST, &[(CASE, &case)]);
+            let text = finished.text();
+            let bits = word(&text, "bits ").to_owned();
+            assert_eq!(*expected.get_or_insert(bits.clone()), bits, "{case}, seed {seed}");
+            let experts = text.lines().find_map(|line| line.strip_prefix("experts ")).unwrap();
+            let found: Vec<u64> = experts.split_whitespace().map(|n| n.parse().unwrap()).collect();
+            let [device, host, disk] = found[..] else { panic!("{experts}") };
+            assert!(disk > 0 && (device > 0) == of[0] && (host > 0) == of[1], "{case}: {found:?}");
+        }
     }
 }
 
