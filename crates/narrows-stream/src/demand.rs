@@ -23,6 +23,8 @@ pub(crate) struct Demands<M: Memory = Region> {
     /// Tickets below this are wanted by nobody any more.
     ticket: u64,
     next_ticket: u64,
+    /// Groups with frames that are being prefetched, as far as it is not known that they are here.
+    prefetching: Vec<Group>,
 }
 
 /// A demanded tile that is here.
@@ -49,12 +51,16 @@ impl<M: Memory> Demands<M> {
             arrived: BTreeMap::new(),
             ticket: 0,
             next_ticket: 0,
+            prefetching: Vec::new(),
         }
     }
 
-    /// The group that a tile belongs to.
-    pub(crate) fn group_of(&self, tile: TileId) -> Option<Group> {
-        self.group_of.get(tile.index()).copied().flatten()
+    /// The groups that tiles belong to, in their order.
+    pub(crate) fn groups_of(&self, tiles: &[TileId]) -> Vec<Group> {
+        let group = |tile: &TileId| self.group_of.get(tile.index()).copied().flatten();
+        let mut groups: Vec<_> = tiles.iter().filter_map(group).collect();
+        groups.dedup();
+        groups
     }
 
     fn tiles(&self, group: Group) -> &[TileId] {
@@ -76,7 +82,8 @@ impl<M: Memory> Stream<M> {
         // Those used most choose their frames first.
         self.demands.frames.sort(&mut missed);
         missed.dedup();
-        missed.retain(|group| self.admit(*group, groups));
+        missed.retain(|group| self.admit(*group, 0.0, groups));
+        self.note_prefetched();
         let (mut hits, mut reads) = (0, Vec::new());
         for &group in groups {
             // It is read once, whichever of several times it is asked for.
@@ -86,13 +93,16 @@ impl<M: Memory> Stream<M> {
             for (place, &tile) in self.demands.groups[group.index()].iter().enumerate() {
                 let ticket = if frame.is_some() { None } else { Some(self.demands.next_ticket) };
                 self.demands.next_ticket += u64::from(ticket.is_some());
-                match (frame, ticket) {
-                    (Some(frame), _) if new.is_some() => {
-                        reads.push((Target::Frame(Seat { frame, place }), tile));
+                let seat = frame.map(|frame| Seat { frame, place });
+                let target = match (seat, ticket) {
+                    (Some(seat), _) if new.is_some() => Some(Target::Frame(seat)),
+                    // It has waited long enough.
+                    (Some(seat), _) if self.demands.prefetching.contains(&group) => {
+                        Some(Target::Prefetched(seat))
                     }
-                    (_, Some(ticket)) => reads.push((Target::Pool(ticket), tile)),
-                    _ => {}
-                }
+                    (_, ticket) => ticket.map(Target::Pool),
+                };
+                reads.extend(target.map(|target| (target, tile)));
                 self.demands.queue.push_back(Wanted { tile, ticket });
             }
         }
@@ -106,15 +116,60 @@ impl<M: Memory> Stream<M> {
         Ok(())
     }
 
-    /// Gives a group a frame, if it is used more than one that may leave: one that is not demanded now, is here to the
+    /// See [`Pass::prefetch`](crate::Pass::prefetch).
+    pub(crate) fn prefetch(&mut self, groups: &[Group]) {
+        self.note_prefetched();
+        let new = |group: &Group| {
+            let tiles = self.demands.tiles(*group);
+            !tiles.is_empty() && self.demands.frames.of(*group).is_none()
+        };
+        let mut wanted: Vec<_> = groups.iter().copied().filter(new).collect();
+        if wanted.is_empty() || !self.demands.prefetching.is_empty() {
+            return;
+        }
+        if self.feed.is_some() {
+            // What is in the memory of the host is near enough; what is not is asked for there.
+            let tiles = wanted.iter().flat_map(|group| self.demands.tiles(*group).iter().copied()).collect();
+            return self.reader.send(Request::Announce(tiles));
+        }
+        self.demands.frames.sort(&mut wanted);
+        wanted.dedup();
+        let demanded: Vec<_> = self.demands.queue.iter().map(|wanted| wanted.tile).collect();
+        let mut kept = self.demands.groups_of(&demanded);
+        kept.extend_from_slice(groups);
+        wanted.retain(|group| self.admit(*group, 1.0, &kept));
+        let mut reads = Vec::new();
+        for group in &wanted {
+            let Some(frame) = self.demands.frames.of(*group) else { continue };
+            let seat = |place| Seat { frame, place };
+            reads.extend((0..).map(seat).zip(self.demands.tiles(*group).iter().copied()));
+        }
+        self.demands.prefetching = wanted;
+        self.reader.send(Request::Prefetch(reads));
+    }
+
+    /// Whether a group may have to be read when it is demanded.
+    pub(crate) fn may_miss(&self) -> bool {
+        self.demands.frames.count() < self.demands.groups.len()
+    }
+
+    /// Which groups that were prefetched are here by now.
+    fn note_prefetched(&mut self) {
+        let Demands { groups, prefetching, .. } = &mut self.demands;
+        let coming =
+            |group: &Group| groups[group.index()].iter().any(|tile| self.resident[tile.index()].is_none());
+        prefetching.retain(coming);
+    }
+
+    /// Gives a group a frame, if it is used more than one that may leave, with `expected` uses to come: one that is not demanded now, is here to the
     /// last tile, and is not being copied to a device.
-    fn admit(&mut self, group: Group, demanded: &[Group]) -> bool {
+    fn admit(&mut self, group: Group, expected: f64, demanded: &[Group]) -> bool {
         let Demands { groups, frames, .. } = &mut self.demands;
         let at_rest = |tile: &TileId| {
             self.resident[tile.index()].as_ref().is_some_and(|slot| Arc::strong_count(slot) == 1)
         };
         let may_leave = |held: Group| !demanded.contains(&held) && groups[held.index()].iter().all(at_rest);
-        let admission = frames.admit(group, may_leave);
+        let admission = frames.admit(group, expected, may_leave);
         if let Some(admission) = &admission {
             self.vacate(admission);
         }

@@ -65,10 +65,20 @@ impl Frames {
         groups.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
     }
 
-    /// A frame for a group that has none: a free one, or that of the group used least, if that is less than this one
-    /// and may leave. None if the group had better pass by.
-    pub(crate) fn admit(&mut self, group: Group, may_leave: impl Fn(Group) -> bool) -> Option<Admission> {
-        let own = self.score[group.index()];
+    /// How many frames there are.
+    pub(crate) const fn count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// A frame for a group that has none: a free one, or that of the group used least, if that is less than this one,
+    /// with so many uses expected, and may leave. None if the group had better pass by.
+    pub(crate) fn admit(
+        &mut self,
+        group: Group,
+        expected: f64,
+        may_leave: impl Fn(Group) -> bool,
+    ) -> Option<Admission> {
+        let own = self.score[group.index()] + expected * self.a_use;
         let score = |held: &Option<Group>| held.map_or(f64::NEG_INFINITY, |held| self.score[held.index()]);
         let candidates = self.held.iter().enumerate().filter(|(_, held)| score(held) < own);
         let candidates = candidates.filter(|(_, held)| held.is_none_or(&may_leave));
@@ -95,12 +105,12 @@ mod tests {
     fn what_is_used_more_stays() {
         let mut frames = Frames::new(3, 1);
         frames.used(A);
-        assert_eq!(frames.admit(A, |_| true), Some(Admission { frame: 0, leaves: None }));
+        assert_eq!(frames.admit(A, 0.0, |_| true), Some(Admission { frame: 0, leaves: None }));
         frames.used(B);
-        assert_eq!(frames.admit(B, |_| true), None, "of equals the one that is here");
+        assert_eq!(frames.admit(B, 0.0, |_| true), None, "of equals the one that is here");
         frames.used(B);
-        assert_eq!(frames.admit(B, |_| false), None);
-        assert_eq!(frames.admit(B, |_| true), Some(Admission { frame: 0, leaves: Some(A) }));
+        assert_eq!(frames.admit(B, 0.0, |_| false), None);
+        assert_eq!(frames.admit(B, 0.0, |_| true), Some(Admission { frame: 0, leaves: Some(A) }));
         assert_eq!((frames.of(A), frames.of(B)), (None, Some(0)));
     }
 
@@ -110,12 +120,12 @@ mod tests {
         frames.used(A);
         frames.used(A);
         frames.used(B);
-        let _ = (frames.admit(A, |_| true), frames.admit(B, |_| true));
+        let _ = (frames.admit(A, 0.0, |_| true), frames.admit(B, 0.0, |_| true));
         // Through a rescaling of all scores.
         (0..2 * 64 * 340).for_each(|_| frames.age());
         frames.used(C);
-        assert_eq!(frames.admit(C, |group| group != A && group != B), None);
-        assert_eq!(frames.admit(C, |_| true).and_then(|admission| admission.leaves), Some(B));
+        assert_eq!(frames.admit(C, 0.0, |group| group != A && group != B), None);
+        assert_eq!(frames.admit(C, 0.0, |_| true).and_then(|admission| admission.leaves), Some(B));
         assert!(frames.score.iter().all(|score| score.is_finite()));
     }
 
@@ -172,7 +182,7 @@ mod tests {
                 hits += routed.len() - missed.len();
                 frames.sort(&mut missed);
                 for group in missed {
-                    let _ = frames.admit(group, |held| !routed.contains(&held));
+                    let _ = frames.admit(group, 0.0, |held| !routed.contains(&held));
                 }
             }
             frames.age();

@@ -69,6 +69,19 @@ impl<'a, M: Memory> Pass<'a, M> {
         self.stream.demand(groups)
     }
 
+    /// Names groups that will probably be demanded soon. Those that are used more than others in memory take their
+    /// places, and are read when there is nothing else to read. It is only a hint: most of all, it is of none while
+    /// groups of an earlier one are still being read.
+    pub fn prefetch(&mut self, groups: &[Group]) {
+        self.stream.prefetch(groups);
+    }
+
+    /// Whether a group may have to be read when it is demanded.
+    #[must_use]
+    pub fn may_miss(&self) -> bool {
+        self.stream.may_miss()
+    }
+
     /// Waits for the next tile of the groups asked for, in the order asked and in the order of their tiles; none after
     /// the last. The walk may go on in between.
     ///

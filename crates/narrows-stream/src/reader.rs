@@ -17,6 +17,9 @@ const POLL: Duration = Duration::from_millis(1);
 /// In the first pass resident tiles need no slot, so nothing else limits how many are in flight.
 const READS_AT_ONCE: usize = 16;
 
+/// Enough to keep a disk going.
+const PREFETCHES_AT_ONCE: usize = 2;
+
 /// What the consumer tells the reader. That it is gone, it tells by closing the channel.
 pub(crate) enum Request<M = Region> {
     /// A slot of the walk is free again.
@@ -29,6 +32,10 @@ pub(crate) enum Request<M = Region> {
     Vacated(Seat, Slot<Free, M>),
     /// Forget what was demanded before and not begun, but for what has a frame; read these.
     Demand(Vec<(Target, TileId)>),
+    /// Read these when there is nothing else to read.
+    Prefetch(Vec<(Seat, TileId)>),
+    /// These may be demanded soon: for a source that can get them nearer.
+    Announce(Vec<TileId>),
 }
 
 /// A slot of a frame: the frame, and the place of the tile in its group.
@@ -45,6 +52,17 @@ pub(crate) enum Target {
     Pool(u64),
     /// Into the frame of its group.
     Frame(Seat),
+    /// The same, but it is being prefetched, if it was not read already.
+    Prefetched(Seat),
+}
+
+impl Target {
+    const fn seat(self) -> Option<Seat> {
+        match self {
+            Self::Pool(_) => None,
+            Self::Frame(seat) | Self::Prefetched(seat) => Some(seat),
+        }
+    }
 }
 
 /// A tile that has arrived.
@@ -65,6 +83,8 @@ pub(crate) enum Purpose {
     Ticket(u64),
     /// To stay in the frame of its group.
     Frame,
+    /// The same, before it is demanded.
+    Prefetch,
 }
 
 /// A tile of the walk, from the reader's side.
@@ -115,6 +135,7 @@ pub(crate) struct State {
     /// The next step of the walk that may need reading.
     cursor: u64,
     demanded: VecDeque<(Target, TileId)>,
+    prefetch: VecDeque<(Seat, TileId)>,
     pending: HashMap<u64, Pending>,
     next_tag: u64,
 }
@@ -151,6 +172,7 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
             }
             self.submit_demanded()?;
             let starved = self.submit_walk()?;
+            self.submit_prefetch()?;
             if self.source.in_flight() > 0 {
                 let timeout = if self.woken { None } else { Some(POLL) };
                 if let Some(completed) = self.source.wait(timeout) {
@@ -176,12 +198,18 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
             Request::Vacated(seat, slot) => _ = self.seats.insert(seat, slot),
             Request::Demand(tiles) => {
                 // A group whose frame is half full could neither be used nor leave.
-                self.state.demanded.retain(|(target, _)| matches!(target, Target::Frame(_)));
+                let State { demanded, prefetch, .. } = &mut self.state;
+                let seats: Vec<_> = tiles.iter().filter_map(|(target, _)| target.seat()).collect();
+                demanded.retain(|(target, _)| target.seat().is_some_and(|seat| !seats.contains(&seat)));
+                // What was read for a seat must not be asked for again when another group has it.
+                prefetch.retain(|(seat, _)| !seats.contains(seat));
                 self.state.demanded.extend(tiles);
                 let expected: Vec<_> = self.state.demanded.iter().map(|(_, tile)| *tile).collect();
                 let first = expected.first().copied().unwrap_or(TileId(0));
                 self.source.expect(&expected).map_err(|error| self.failed(first, error))?;
             }
+            Request::Prefetch(tiles) => self.state.prefetch.extend(tiles),
+            Request::Announce(tiles) => self.source.announce(&tiles),
         }
         Ok(())
     }
@@ -192,11 +220,37 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
             let (purpose, slot) = match target {
                 Target::Pool(ticket) => (Purpose::Ticket(ticket), self.demand_slots.pop()),
                 Target::Frame(seat) => (Purpose::Frame, self.seats.remove(&seat)),
+                Target::Prefetched(seat) => (Purpose::Prefetch, self.seats.remove(&seat)),
             };
-            let Some(slot) = slot else { break };
+            let Some(slot) = slot else {
+                match target {
+                    Target::Pool(_) => break,
+                    // A seat that is not free has its tile, or will have it soon.
+                    Target::Frame(_) | Target::Prefetched(_) => _ = self.state.demanded.pop_front(),
+                }
+                continue;
+            };
             self.state.demanded.pop_front();
             let pass = self.pass_of(self.shared.position());
             self.submit(Pending { purpose, tile, pass }, slot)?;
+        }
+        Ok(())
+    }
+
+    /// Nobody waits for these, so they are read a few at a time, and only while nothing is read that somebody waits
+    /// for: what is demanded meanwhile finds the disk nearly free.
+    fn submit_prefetch(&mut self) -> Result<(), Error> {
+        while self.source.in_flight() < PREFETCHES_AT_ONCE && self.state.demanded.is_empty() {
+            let prefetching = |pending: &Pending| pending.purpose == Purpose::Prefetch;
+            if !self.state.pending.values().all(prefetching) {
+                break;
+            }
+            let Some((seat, tile)) = self.state.prefetch.pop_front() else { break };
+            // One that was demanded meanwhile is there.
+            if let Some(slot) = self.seats.remove(&seat) {
+                let pass = self.pass_of(self.shared.position());
+                self.submit(Pending { purpose: Purpose::Prefetch, tile, pass }, slot)?;
+            }
         }
         Ok(())
     }
@@ -267,6 +321,7 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
         match purpose {
             Purpose::Resident => meters.resident += len,
             Purpose::Ticket(_) | Purpose::Frame => meters.demands.bytes += len,
+            Purpose::Prefetch => meters.demands.prefetched += len,
             Purpose::Step(_) => {}
         }
         drop(meters);

@@ -45,6 +45,11 @@ pub trait TileSource<M = Region>: Send {
         Ok(())
     }
 
+    /// Tiles that may be demanded soon: a source that gets tiles from elsewhere can have them brought nearer.
+    fn announce(&mut self, tiles: &[TileId]) {
+        let _ = tiles;
+    }
+
     /// What another thread can end a [`TileSource::wait`] with, or make the next one return at once. A source
     /// without it is waited for a millisecond at a time, as a slot may become free meanwhile.
     fn waker(&self) -> Option<Waker> {

@@ -39,8 +39,11 @@ pub struct DemandStats {
     pub misses: u64,
     /// The payload of all groups that were demanded.
     pub demanded: Bytes,
-    /// The payload that was read of demanded tiles.
+    /// The payload that was read of groups that missed.
     pub bytes: Bytes,
+    /// The payload that was read before it was demanded, whether it was in the end or not. Groups that are found
+    /// because of it are hits.
+    pub prefetched: Bytes,
 }
 
 impl DemandStats {
@@ -58,6 +61,7 @@ impl DemandStats {
             misses: self.misses.saturating_sub(earlier.misses),
             demanded: self.demanded.saturating_sub(earlier.demanded),
             bytes: self.bytes.saturating_sub(earlier.bytes),
+            prefetched: self.prefetched.saturating_sub(earlier.prefetched),
         }
     }
 }

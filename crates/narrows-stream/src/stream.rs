@@ -129,9 +129,12 @@ impl Stream {
 
     /// Asks for the groups of these tiles, which come in that order.
     pub(crate) fn demand_tiles(&mut self, tiles: &[TileId]) -> Result<(), Error> {
-        let mut groups: Vec<_> = tiles.iter().filter_map(|tile| self.demands.group_of(*tile)).collect();
-        groups.dedup();
-        self.demand(&groups)
+        self.demand(&self.demands.groups_of(tiles))
+    }
+
+    /// As [`Pass::prefetch`], for the groups of these tiles.
+    pub(crate) fn prefetch_tiles(&mut self, tiles: &[TileId]) {
+        self.prefetch(&self.demands.groups_of(tiles));
     }
 
     /// The payload of a tile.
@@ -313,7 +316,9 @@ impl<M: Memory> Stream<M> {
     fn accept(&mut self, delivery: Result<Delivery<M>, Error>) -> Result<(), Error> {
         let Delivery { purpose, tile, slot } = delivery.inspect_err(|_| self.ended = true)?;
         match purpose {
-            Purpose::Resident | Purpose::Frame => self.resident[tile.index()] = Some(Arc::new(slot)),
+            Purpose::Resident | Purpose::Frame | Purpose::Prefetch => {
+                self.resident[tile.index()] = Some(Arc::new(slot))
+            }
             Purpose::Step(step) if step < self.position => self.left_out(step, slot),
             Purpose::Step(step) => _ = self.ahead.insert(step, slot),
             Purpose::Ticket(ticket) => self.accept_ticket(ticket, slot),

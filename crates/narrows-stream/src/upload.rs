@@ -155,6 +155,10 @@ impl TileSource<DeviceRegion> for Upload {
         Ok(self.host.demand_tiles(tiles)?)
     }
 
+    fn announce(&mut self, tiles: &[TileId]) {
+        self.host.prefetch_tiles(tiles);
+    }
+
     fn in_flight(&self) -> usize {
         self.delivered.len() + self.copier.in_flight()
     }

@@ -11,6 +11,9 @@ use crate::routing::Routing;
 use crate::sequence::Sequence;
 use crate::weights::{Pass, Weights};
 
+/// Rows of a step for which the experts of the next layer are guessed.
+const PREFETCH_ROWS: usize = 4;
+
 /// Consecutive tokens of one sequence in a step: a chunk of its prompt, or the one token just sampled.
 pub(crate) struct Segment<'a> {
     /// The sequence, which grows by the tokens.
@@ -211,10 +214,14 @@ impl<B: Backend> Half<'_, '_, B> {
         let router =
             self.pass.vector(layer, LayerWeight::Router).ok_or_else(|| missing(LayerWeight::Router))?;
         // Routers are multiplied in float32 everywhere: a rounding can send a row elsewhere.
-        self.backend.norm(true, norm, a.norm_eps, Encoding::F32)?;
+        let next = self.next_routing(experts, rows)?;
+        self.backend.norm(next.is_none(), norm, a.norm_eps, Encoding::F32)?;
         let mut routing = Routing::new(self.backend.scores(router, experts.count)?, experts);
         // What has to be read is on its way while the rest is computed.
         self.pass.demand(layer, routing.experts.iter().map(|(expert, _)| *expert))?;
+        if let Some(next) = next {
+            self.pass.prefetch(layer + 1, next.experts.iter().map(|(expert, _)| *expert));
+        }
         if let Some(gate) = self.pass.vector(layer, LayerWeight::SharedExpertGate) {
             routing.share(self.backend.scores(gate, 1)?);
         }
@@ -261,6 +268,25 @@ impl<B: Backend> Half<'_, '_, B> {
             self.backend.add_expert(chosen)?;
         }
         Ok(())
+    }
+
+    /// Where the next layer would send the rows if this one's experts changed nothing: most go there in the end, so
+    /// what is not in memory can be read while this layer is computed. `Hidden` is up to date afterwards.
+    fn next_routing(&mut self, experts: &Experts, rows: usize) -> Result<Option<Routing>> {
+        let next = self.layer + 1;
+        // Many rows go nearly everywhere, and to know that is of no use.
+        if rows > PREFETCH_ROWS
+            || !self.pass.may_miss()
+            || !experts.layers.get(next).is_some_and(|sparse| *sparse)
+        {
+            return Ok(None);
+        }
+        let norm =
+            self.pass.vector(next, LayerWeight::MlpNorm).ok_or_else(|| missing(LayerWeight::MlpNorm))?;
+        let router =
+            self.pass.vector(next, LayerWeight::Router).ok_or_else(|| missing(LayerWeight::Router))?;
+        self.backend.norm(true, norm, self.a.norm_eps, Encoding::F32)?;
+        Ok(Some(Routing::new(self.backend.scores(router, experts.count)?, experts)))
     }
 
     /// The projections that share a norm. They are all multiplied with one encoding in most models; where not, the

@@ -153,6 +153,17 @@ impl<'w, B: Backend> Pass<'w, B> {
         Ok(self.tiles.demand(&groups)?)
     }
 
+    /// Names experts of a layer that will probably be demanded.
+    pub(crate) fn prefetch(&mut self, layer: usize, experts: impl Iterator<Item = usize>) {
+        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert].group).collect();
+        self.tiles.prefetch(&groups);
+    }
+
+    /// Whether an expert may have to be read when it is demanded.
+    pub(crate) fn may_miss(&self) -> bool {
+        self.tiles.may_miss()
+    }
+
     /// The encoding of what a matrix of an expert is multiplied with.
     pub(crate) fn expert_operand(&self, layer: usize, expert: usize, weight: ExpertWeight) -> Encoding {
         operand(self.tiling.experts[layer][expert].matrices[weight as usize].as_ref())

@@ -79,8 +79,10 @@ struct ExpertsReport {
     hits_on_device: u64,
     misses: u64,
     hit_rate: Option<f64>,
-    /// Read from disk.
+    /// Read from disk for misses.
     bytes: u64,
+    /// Read from disk before anything was routed there, and perhaps in vain. What came of it are hits.
+    prefetched_bytes: u64,
     /// What it would have been without any in memory.
     routed_bytes: u64,
     /// What walks over all experts would have read.
@@ -100,6 +102,7 @@ impl ExpertsReport {
             misses: demands.misses,
             hit_rate: demands.hit_rate(),
             bytes: demands.bytes.get(),
+            prefetched_bytes: demands.prefetched.get(),
             routed_bytes: demands.demanded.get(),
             dense_bytes: all * stats.passes,
             bytes_per_pass: demands.bytes.get() / stats.passes.max(1),

@@ -169,6 +169,9 @@ fn drive(case: &Case, plan: &Plan, stream: &mut Stream) -> Result<Option<Outcome
                 out.groups += groups.len() as u64;
                 wanted = groups.iter().flat_map(|group| plan.groups[group.index()].clone()).collect();
             }
+            if rng.one_in(4) {
+                pass.prefetch(&[Group(rng.below(6) as u32), Group(rng.below(20) as u32)]);
+            }
             // Some at once, some when the walk went on, and some never.
             while rng.below(8) > 0
                 && let Some(held) = pass.next_demanded()?
@@ -216,6 +219,11 @@ fn run(case: &Case) {
             if plan.frames == 0 {
                 assert_eq!(stats.streamed, Bytes(out.held_from_slots + out.demanded));
                 assert_eq!(stats.demands.hits, 0);
+            }
+            let demands = stats.demands;
+            assert!(demands.bytes <= demands.demanded);
+            if plan.frames == 0 {
+                assert_eq!(demands.prefetched, Bytes(0));
             }
             if plan.frames == plan.groups.len() {
                 assert!(stats.demands.misses <= plan.groups.len() as u64);
@@ -414,6 +422,41 @@ fn groups_that_are_used_most_stay() {
         assert_eq!((demands.hits, demands.misses), (9, 9));
         assert_eq!((demands.bytes, demands.demanded), (Bytes(9000), Bytes(18_000)));
         assert_eq!(demands.hit_rate(), Some(0.5));
+    });
+}
+
+#[test]
+fn what_is_prefetched_is_found() {
+    within_a_minute(|| {
+        let plan = planned(&Case { frames: 3, ..simple(4, 6, 2, 9.0) });
+        let (source, log) = Nasty::new(&plan, 11, None);
+        let mut stream = start(&plan, source, 0);
+        let mut pass = stream.pass();
+        assert!(pass.may_miss());
+        take(&mut pass, &[0, 1], 4, 2);
+        let reads = |tile| log.lock().unwrap().reads.iter().filter(|read| read.0 == tile).count();
+        // Into the free frame; group 1 stays, as it is named too, and what does not exist is no matter.
+        pass.prefetch(&[Group(1), Group(2), Group(99)]);
+        while reads(6) == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        take(&mut pass, &[1, 2], 4, 2);
+        drop(pass);
+        let demands = stream.stats().demands;
+        assert_eq!((demands.hits, demands.misses), (2, 2));
+        assert_eq!((demands.bytes, demands.prefetched), (Bytes(2000), Bytes(1000)));
+
+        // At once, and then demanded before there was time for it, with another that goes first.
+        for _ in 0..50 {
+            let mut pass = stream.pass();
+            pass.prefetch(&[Group(3), Group(4)]);
+            take(&mut pass, &[5, 4, 3], 4, 3);
+            drop(pass);
+            take(&mut stream.pass(), &[0, 1, 2], 4, 3);
+        }
+        let demands = stream.stats().demands;
+        assert_eq!(demands.hits + demands.misses, 4 + 300);
+        assert_eq!(demands.bytes, Bytes(1000 * demands.misses));
     });
 }
 
