@@ -282,6 +282,9 @@ fn cases(bench: &Bench, measure: &mut dyn FnMut(Vec<Case>) -> Result<()>) -> Res
     for encoding in [Encoding::Q8, Encoding::Nf4, Encoding::Bf16, Encoding::F16, Encoding::F32] {
         bench.fill(encoding)?;
         measure(linear(bench, encoding)?)?;
+        if encoding.block().is_some() {
+            measure(dequantise(bench, encoding)?)?;
+        }
         if matches!(encoding, Encoding::Bf16 | Encoding::F16) {
             measure(attention(bench, encoding)?)?;
         }
@@ -328,6 +331,31 @@ fn linear(bench: &Bench, encoding: Encoding) -> Result<Vec<Case>> {
                 }),
             });
         }
+    }
+    Ok(cases)
+}
+
+/// A matrix of Llama 70B as numbers. Bytes are those read and those written.
+fn dequantise(bench: &Bench, stored: Encoding) -> Result<Vec<Case>> {
+    let (rows, cols) = if bench.software { (8, 512) } else { (8192, 8192) };
+    let len = rows * stored.row_bytes(cols).ok_or("overflow")?;
+    let turns = bench.rotation(len);
+    let mut cases = Vec::new();
+    for encoding in Encoding::PLAIN {
+        let out = range(&bench.device, encoding.row_bytes(rows * cols).ok_or("overflow")?)?;
+        let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
+        let weights: Vec<_> =
+            (0..turns).map(|i| bench.pool.slice(i * len..(i + 1) * len)).collect::<Result<_, _>>()?;
+        cases.push(Case {
+            operation: "dequantise",
+            what: format!("{stored} [{rows}, {cols}] to {encoding}"),
+            bytes: len + out.len(),
+            flops: 0,
+            run: Box::new(move |turn| {
+                let matrix = Matrix::new(&weights[turn % turns], stored, rows, cols)?;
+                Ok(kernels.dequantise(&stream, &matrix, encoding, &out)?)
+            }),
+        });
     }
     Ok(cases)
 }

@@ -258,6 +258,11 @@ pub(crate) struct Inspect {
     /// List every tensor.
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Measure how far weights are from those of a checkpoint: for a quantised pack from its source, which is
+    /// CHECKPOINT or, in a Hugging Face cache, the one it was packed from; for other models, how far q8 and nf4
+    /// would be.
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true)]
+    pub(crate) error: Option<Option<PathBuf>>,
 }
 
 #[derive(Args, Debug)]

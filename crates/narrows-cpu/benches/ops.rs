@@ -1,7 +1,7 @@
 //! How fast the operations are, beside what memory delivers.
 //!
-//! `cargo bench -p narrows-cpu -- matvec` (or `read`, `matmul`, `attention`, `rows`). Threads: as many as the
-//! machine has; `NARROWS_BENCH_THREADS=1` for one.
+//! `cargo bench -p narrows-cpu -- matvec` (or `read`, `matmul`, `linear`, `dequantise`, `attention`, `rows`).
+//! Threads: as many as the machine has; `NARROWS_BENCH_THREADS=1` for one.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark may")]
 
@@ -30,30 +30,32 @@ fn pool_of_memory() -> Vec<u8> {
 /// What a plain read of memory reaches with the same threads: the bound of a matvec.
 fn read(c: &mut Criterion) {
     let memory = pool_of_memory();
-    let words: &[u64] = bytemuck::cast_slice(&memory[..POOL / 64 * 64]);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads()).build().unwrap();
     let mut group = c.benchmark_group("read");
     group.throughput(Throughput::Bytes(POOL as u64));
     group.bench_function("memory", |b| {
         b.iter(|| {
-            pool.install(|| {
-                // Eight places at a time, as a matvec reads eight rows.
-                let chunk = |words: &[u64]| {
-                    let (lines, len) = (words.as_chunks::<8>().0, words.len() / 64);
-                    let mut sums = [[0_u64; 8]; 8];
-                    for i in 0..len {
-                        for (stream, sums) in sums.iter_mut().enumerate() {
-                            for (sum, word) in sums.iter_mut().zip(&lines[stream * len + i]) {
-                                *sum ^= word;
-                            }
-                        }
-                    }
-                    sums.as_flattened().iter().fold(0, |a, b| a ^ b)
-                };
-                black_box(words.par_chunks(1 << 14).map(chunk).reduce(|| 0, |a, b| a ^ b))
-            });
+            pool.install(|| black_box(fold(&memory)));
         });
     });
+}
+
+/// All bytes of `memory` folded together, on the threads of the pool that this runs in.
+fn fold(memory: &[u8]) -> u64 {
+    // Eight places at a time, as a matvec reads eight rows.
+    let chunk = |words: &[u64]| {
+        let (lines, len) = (words.as_chunks::<8>().0, words.len() / 64);
+        let mut sums = [[0_u64; 8]; 8];
+        for i in 0..len {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                for (sum, word) in sums.iter_mut().zip(&lines[stream * len + i]) {
+                    *sum ^= word;
+                }
+            }
+        }
+        sums.as_flattened().iter().fold(0, |a, b| a ^ b)
+    };
+    bytemuck::cast_slice(memory).par_chunks(1 << 14).map(chunk).reduce(|| 0, |a, b| a ^ b)
 }
 
 /// One row of activations: bound by memory. Shapes of a 1.1B, an 8B and a 70B Llama.
@@ -107,7 +109,7 @@ fn matmul(c: &mut Criterion) {
         (512, 1024, 14_336),
         (512, 512, 28_672),
     ] {
-        for encoding in [Encoding::Bf16, Encoding::F32] {
+        for encoding in Encoding::ALL {
             let len = rows * encoding.row_bytes(cols).unwrap();
             group.throughput(Throughput::Elements((n * rows * cols) as u64));
             let w = Matrix::new(encoding, rows, cols, &memory[..len]).unwrap();
@@ -115,6 +117,62 @@ fn matmul(c: &mut Criterion) {
             let mut y = vec![0.0; n * rows];
             group.bench_function(BenchmarkId::new(encoding.name(), format!("{n}x{rows}x{cols}")), |b| {
                 b.iter(|| cpu.linear(w, &x, RowsMut::new(&mut y, rows, 0).unwrap()).unwrap());
+            });
+        }
+    }
+}
+
+/// Every encoding in the shapes of an 8B and a 70B Llama, for one row, a few and a prompt, in bytes of stored
+/// weights: what a plain read of memory stands beside, each time anew, since machines are shared.
+fn linear(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads()).build().unwrap();
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("linear");
+    group.sample_size(10);
+    for (rows, cols) in [(14_336, 4096), (4096, 14_336), (8192, 8192), (8192, 28_672)] {
+        let len = 256 << 20;
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(BenchmarkId::new("read", format!("before {rows}x{cols}")), |b| {
+            b.iter(|| pool.install(|| black_box(fold(&memory[..len]))));
+        });
+        for encoding in Encoding::ALL {
+            let len = rows * encoding.row_bytes(cols).unwrap();
+            group.throughput(Throughput::Bytes(len as u64));
+            for n in [1, 8, 64] {
+                let (x, mut y) = (vec![0.5; n * cols], vec![0.0; n * rows]);
+                let mut start = 0;
+                group.bench_function(BenchmarkId::new(encoding.name(), format!("{rows}x{cols}x{n}")), |b| {
+                    b.iter(|| {
+                        let w = Matrix::new(encoding, rows, cols, &memory[start..start + len]).unwrap();
+                        cpu.linear(w, &x, RowsMut::new(&mut y, rows, 0).unwrap()).unwrap();
+                        start = if start + 2 * len > POOL { 0 } else { start + len };
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// Quantised weights as numbers, in bytes of what is written.
+fn dequantise(c: &mut Criterion) {
+    let memory = pool_of_memory();
+    let cpu = Cpu::new(threads()).unwrap();
+    let mut group = c.benchmark_group("dequantise");
+    group.sample_size(10);
+    let (rows, cols) = (4096, 4096);
+    for stored in Encoding::QUANTISED {
+        let len = rows * stored.row_bytes(cols).unwrap();
+        for encoding in Encoding::PLAIN {
+            let mut out = vec![0; encoding.row_bytes(rows * cols).unwrap()];
+            group.throughput(Throughput::Bytes(out.len() as u64));
+            let mut start = 0;
+            group.bench_function(BenchmarkId::new(stored.name(), encoding), |b| {
+                b.iter(|| {
+                    let w = Matrix::new(stored, rows, cols, &memory[start..start + len]).unwrap();
+                    cpu.dequantise(w, encoding, &mut out).unwrap();
+                    start = if start + 2 * len > POOL { 0 } else { start + len };
+                });
             });
         }
     }
@@ -202,6 +260,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800));
-    targets = read, matvec, matmul, attention, rows
+    targets = read, matvec, matmul, linear, dequantise, attention, rows
 }
 criterion_main!(benches);

@@ -69,12 +69,12 @@ impl Cpu {
 
     /// Runs `task(i, chunk)` for each chunk of `size` elements of `data`; an element takes `work`
     /// multiply-adds.
-    pub(crate) fn for_chunks(
+    pub(crate) fn for_chunks<T: Send>(
         &self,
-        data: &mut [f32],
+        data: &mut [T],
         size: usize,
         work: usize,
-        task: impl Fn(usize, &mut [f32]) + Sync + Send,
+        task: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
         match &self.pool {
             Some(pool) if data.len() > size && data.len().saturating_mul(work) >= WORTH_A_THREAD => {

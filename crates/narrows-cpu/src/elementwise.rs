@@ -1,5 +1,6 @@
 //! Everything that looks at one element or one row of activations at a time.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use narrows_shard::Encoding;
 
@@ -8,7 +9,7 @@ use crate::linear::decode;
 use crate::simd::{Kernel, Simd};
 use crate::softmax::silu;
 use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to};
-use crate::{Cpu, Error};
+use crate::{Cpu, Error, Matrix};
 
 /// Elements that a task of an elementwise operation takes.
 const CHUNK: usize = 1 << 14;
@@ -35,6 +36,25 @@ impl Cpu {
             Encoding::Bf16 => encode_each(values, out, |value| bf16::from_f32(value).to_le_bytes()),
             Encoding::Q8 | Encoding::Nf4 => narrows_shard::blocks::quantise(encoding, values, out)?,
         }
+        Ok(())
+    }
+
+    /// The weights of `matrix` as `[rows, cols]` in `encoding`, one of [`Encoding::PLAIN`]: those of
+    /// [`Cpu::decode`], rounded once more to `encoding`, to nearest even.
+    ///
+    /// # Errors
+    /// [`Error::Quantised`] where `encoding` is one of blocks, [`Error::Length`] where `out` has another length.
+    pub fn dequantise(&self, matrix: Matrix<'_>, encoding: Encoding, out: &mut [u8]) -> Result<(), Error> {
+        if encoding.block().is_some() {
+            return Err(Error::Quantised { what: "dequantised weights", encoding });
+        }
+        let what = "dequantised weights";
+        let row_bytes = encoding.row_bytes(matrix.cols()).ok_or(Error::Overflow { what })?;
+        check_len("the destination of weights", out.len(), product(what, &[matrix.rows(), row_bytes])?)?;
+        self.for_chunks(out, row_bytes, 1, |row, out| {
+            let bytes = matrix.row(row);
+            self.run(Encoded(matrix.encoding(), Dequantise { bytes, cols: matrix.cols(), encoding, out }));
+        });
         Ok(())
     }
 
@@ -146,6 +166,55 @@ impl EncodedKernel for Decode<'_> {
     fn run<S: Simd, E: Stored>(self, simd: S) {
         decode::<S, E>(simd, self.bytes, 0, self.out);
     }
+}
+
+/// One row of [`Cpu::dequantise`].
+struct Dequantise<'a> {
+    bytes: &'a [u8],
+    cols: usize,
+    encoding: Encoding,
+    out: &'a mut [u8],
+}
+
+impl EncodedKernel for Dequantise<'_> {
+    #[inline(always)]
+    fn run<S: Simd, E: Stored>(self, simd: S) {
+        // Decoded to the nearest cache first: whole spans of any encoding.
+        const PIECE: usize = 1024;
+        let (mut floats, mut halves) = ([0.0_f32; PIECE], [f16::ZERO; PIECE]);
+        let mut out = self.out;
+        for from in (0..self.cols).step_by(PIECE) {
+            let floats = &mut floats[..PIECE.min(self.cols - from)];
+            let halves = &mut halves[..floats.len()];
+            decode::<S, E>(simd, self.bytes, from, floats);
+            let bytes = match self.encoding {
+                Encoding::F16 => {
+                    halves.convert_from_f32_slice(floats);
+                    bytemuck::cast_slice(halves)
+                }
+                Encoding::Bf16 => {
+                    for (half, float) in halves.iter_mut().zip(&*floats) {
+                        *half = f16::from_bits(bf16_bits(*float));
+                    }
+                    bytemuck::cast_slice(halves)
+                }
+                _ => bytemuck::cast_slice(floats),
+            };
+            let (piece, rest) = out.split_at_mut(bytes.len());
+            piece.copy_from_slice(bytes);
+            out = rest;
+        }
+    }
+}
+
+/// The bits of a bfloat16, rounded to nearest even, in steps that a compiler makes vectors of.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN must not be rounded to infinity; this one is quiet and keeps its sign.
+    let nan = bits >> 16 | 0x40;
+    (if value.is_nan() { nan } else { rounded }) as u16
 }
 
 struct RmsNorm<'a> {

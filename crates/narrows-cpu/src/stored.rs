@@ -2,37 +2,65 @@
 //! [`Encoded`].
 
 use narrows_shard::Encoding;
-use narrows_shard::blocks::{CODES, NF4, NF4_BLOCK, Q8_BLOCK, codes_at, scale_at};
+use narrows_shard::blocks::{CODES, GROUP, NF4, NF4_BLOCK, Q8_BLOCK, codes_at, scale_at};
 
 use crate::simd::{Kernel, MAX_LANES, Simd, padded};
 
 /// An encoding that kernels read from as it lies in memory.
 pub(crate) trait Stored: Copy {
-    /// Columns that a [`Stored::Cursor`] serves, from a multiple of it on: those that share a scale. 1 where
-    /// none do, and a multiple of `LANES` where some do, so that no load straddles blocks.
+    /// Columns that share a scale: 1 where none do, and a multiple of `LANES` where some do, so that no load
+    /// straddles blocks.
+    const BLOCK: usize;
+    /// Columns that a [`Stored::Cursor`] serves, from a multiple of it on: as many blocks as have their scales
+    /// together.
     const SPAN: usize;
+    /// Lines of a cache that hold the weights of a span, or of a vector where that is more.
+    const LINES: usize;
 
-    /// A place in a row, with what the weights there share.
-    type Cursor<S: Simd>: Copy;
+    /// Tiles of [`Simd::BATCH`] rows of activations up to which it is cheaper to decode weights for each tile
+    /// than to decode them once, to memory.
+    const TILES: usize;
+
+    /// A place in a row, with the scales of the blocks there.
+    type Cursor: Copy;
+    /// What the weights of one block share.
+    type Shared<S: Simd>: Copy;
 
     /// Bytes that hold the first `cols` weights of a row, for a `cols` at which a load may start or a row may
     /// end.
     fn bytes(cols: usize) -> usize;
 
-    /// The place of the weight `col`, a multiple of `LANES`, in the row that starts at `row`.
+    /// The place of the weight `col`, a multiple of [`Stored::SPAN`], in the row that starts at `row`.
     ///
     /// # Safety
     /// `bytes(col + 1)` bytes at `row` must be readable.
-    unsafe fn cursor<S: Simd>(simd: S, row: *const u8, col: usize) -> Self::Cursor<S>;
+    unsafe fn cursor<S: Simd>(simd: S, row: *const u8, col: usize) -> Self::Cursor;
 
-    /// The weights `offset..offset + LANES` from `cursor` on. `offset` is a multiple of `LANES`; unless it is
-    /// 0, the cursor is at a multiple of [`Stored::SPAN`] and the weights lie within as many of it.
+    /// What the block number `block` from `cursor` on shares.
+    fn shared<S: Simd>(simd: S, cursor: &Self::Cursor, block: usize) -> Self::Shared<S>;
+
+    /// The weights `offset..offset + LANES` from `cursor` on, which share `shared`, in the order in which
+    /// [`Stored::shuffle`] puts them. `offset` is a multiple of `LANES`.
     ///
     /// # Safety
     /// `bytes(col + offset + LANES)` bytes must be readable of the row and the `col` that `cursor` is at.
-    unsafe fn load<S: Simd>(simd: S, cursor: Self::Cursor<S>, offset: usize) -> S::V;
+    unsafe fn load<S: Simd>(simd: S, cursor: &Self::Cursor, shared: Self::Shared<S>, offset: usize) -> S::V;
 
-    /// The weights `col..col + count`, zeros in the other lanes; `count` is less than `LANES`.
+    /// Lanes from the order of the columns into that of [`Stored::load`]: products are the same whatever the
+    /// order is, and some encodings are decoded faster into another.
+    #[inline(always)]
+    fn shuffle<S: Simd>(_: S, vector: S::V) -> S::V {
+        vector
+    }
+
+    /// The reverse of [`Stored::shuffle`].
+    #[inline(always)]
+    fn unshuffle<S: Simd>(_: S, vector: S::V) -> S::V {
+        vector
+    }
+
+    /// The weights `col..col + count`, `col` being a multiple of `LANES`, in the order of the columns, zeros in
+    /// the other lanes.
     ///
     /// # Safety
     /// `bytes(col + count)` bytes at `row` must be readable.
@@ -53,8 +81,12 @@ struct Bf16;
 macro_rules! plain {
     ($name:ident, $size:literal, $load:ident) => {
         impl Stored for $name {
+            const BLOCK: usize = 1;
             const SPAN: usize = 1;
-            type Cursor<S: Simd> = *const u8;
+            const LINES: usize = 1;
+            const TILES: usize = 8;
+            type Cursor = *const u8;
+            type Shared<S: Simd> = ();
 
             #[inline(always)]
             fn bytes(cols: usize) -> usize {
@@ -68,15 +100,26 @@ macro_rules! plain {
             }
 
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, cursor: *const u8, offset: usize) -> S::V {
+            fn shared<S: Simd>(_: S, _: &*const u8, _: usize) {}
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(simd: S, cursor: &*const u8, _: (), offset: usize) -> S::V {
                 // SAFETY: the caller vouches for the bytes up to the end of this vector.
                 unsafe { simd.$load(cursor.add($size * offset)) }
             }
 
             #[inline(always)]
             unsafe fn load_first<S: Simd>(simd: S, row: *const u8, col: usize, count: usize) -> S::V {
-                // SAFETY: the caller vouches for the `count` elements; the padded copy is a full vector.
-                unsafe { simd.$load(padded(row.add($size * col), $size * count).as_ptr()) }
+                // SAFETY: the caller vouches for the `count` elements; where they are fewer than a vector, the
+                // padded copy is a full one.
+                unsafe {
+                    let at = row.add($size * col);
+                    if count == S::LANES {
+                        simd.$load(at)
+                    } else {
+                        simd.$load(padded(at, $size * count).as_ptr())
+                    }
+                }
             }
         }
     };
@@ -93,12 +136,25 @@ struct Q8;
 #[derive(Clone, Copy)]
 struct Nf4;
 
-/// Blocks of `$block` weights, `$per_byte` a byte. `$scaled` is what `$load` wants of their scale.
+/// Where the codes of a group of blocks begin, and their scales: to convert all of them at a time, and to take
+/// each from memory then, leaves the vector units to the weights.
+#[derive(Clone, Copy)]
+struct Blocks {
+    codes: *const u8,
+    scales: [f32; GROUP],
+}
+
+/// Blocks of `$block` weights, `$per_byte` a byte, which `$load` decodes by what `$shared` makes of their scale.
 macro_rules! blocked {
-    ($name:ident, $block:ident, $per_byte:literal, $shared:ident, $load:ident, |$simd:ident, $scale:ident| $scaled:expr) => {
+    ($name:ident, $block:ident, $per_byte:literal, $tiles:literal, $type:ident, $load:ident,
+        |$simd:ident, $scale:ident| $shared:expr, $($shuffles:item)*) => {
         impl Stored for $name {
-            const SPAN: usize = $block;
-            type Cursor<S: Simd> = (*const u8, S::$shared);
+            const BLOCK: usize = $block;
+            const SPAN: usize = GROUP * $block;
+            const LINES: usize = (GROUP * (CODES + 2)).div_ceil(64);
+            const TILES: usize = $tiles;
+            type Cursor = Blocks;
+            type Shared<S: Simd> = S::$type;
 
             // Blocks are stored whole, also the last of a row.
             #[inline(always)]
@@ -110,54 +166,80 @@ macro_rules! blocked {
             }
 
             #[inline(always)]
-            unsafe fn cursor<S: Simd>($simd: S, row: *const u8, col: usize) -> Self::Cursor<S> {
-                let (block, within) = (col / $block, col % $block);
-                // SAFETY: the scale and the codes of the block lie within the bytes that hold its weights, for
-                // which the caller vouches.
+            unsafe fn cursor<S: Simd>(simd: S, row: *const u8, col: usize) -> Blocks {
+                let block = col / $block;
+                // SAFETY: scales and codes of the group lie within the bytes that hold its first weight, for
+                // which the caller vouches: the scales of all its blocks are there, in front of the codes.
                 unsafe {
-                    let $scale = $simd.splat_f16(row.add(scale_at(block)));
-                    (row.add(codes_at(block) + within / $per_byte), $scaled)
+                    let scales = simd.load_eight_f16(row.add(scale_at(block)));
+                    Blocks { codes: row.add(codes_at(block)), scales }
                 }
             }
 
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, (codes, shared): Self::Cursor<S>, offset: usize) -> S::V {
+            fn shared<S: Simd>($simd: S, cursor: &Blocks, block: usize) -> S::$type {
+                let $scale = $simd.splat(cursor.scales[block]);
+                $shared
+            }
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(
+                simd: S,
+                cursor: &Blocks,
+                shared: S::$type,
+                offset: usize,
+            ) -> S::V {
                 // SAFETY: the caller vouches for the bytes up to the end of this vector.
-                unsafe { simd.$load(codes.add(offset / $per_byte), shared) }
+                unsafe { simd.$load(cursor.codes.add(offset / $per_byte), shared) }
             }
 
             #[inline(always)]
             unsafe fn load_first<S: Simd>(simd: S, row: *const u8, col: usize, count: usize) -> S::V {
-                let mut lanes = [0.0_f32; MAX_LANES];
-                // SAFETY: the block is stored whole, so that the caller vouches for all of this vector; `lanes`
-                // has room for any.
-                unsafe {
-                    let vector = Self::load(simd, Self::cursor(simd, row, col), 0);
-                    simd.store(lanes.as_mut_ptr().cast(), vector);
+                let (span, within) = (col / Self::SPAN * Self::SPAN, col % Self::SPAN);
+                // SAFETY: blocks are stored whole, so that the caller vouches for all of this vector.
+                let vector = unsafe {
+                    let cursor = Self::cursor(simd, row, span);
+                    Self::load(simd, &cursor, Self::shared(simd, &cursor, within / $block), within)
+                };
+                let vector = Self::unshuffle(simd, vector);
+                if count == S::LANES {
+                    return vector;
                 }
+                let mut lanes = [0.0_f32; MAX_LANES];
+                // SAFETY: `lanes` has room for any vector.
+                unsafe { simd.store(lanes.as_mut_ptr().cast(), vector) };
                 lanes[count..].fill(0.0);
                 // SAFETY: `lanes` holds any vector.
                 unsafe { simd.load_f32(lanes.as_ptr().cast()) }
             }
+
+            $($shuffles)*
         }
     };
 }
 
-blocked!(Q8, Q8_BLOCK, 1, V, load_i8, |_simd, scale| scale);
-blocked!(Nf4, NF4_BLOCK, 2, Table, look_up, |simd, scale| simd.table(&NF4, scale));
+blocked! { Q8, Q8_BLOCK, 1, 4, V, load_i8, |_simd, scale| scale, }
+blocked! {
+    Nf4, NF4_BLOCK, 2, 2, Table, look_up, |simd, scale| simd.table(&NF4, scale),
 
-/// The weights `col..col + count`, zeros in the other lanes; `count` is at most `LANES`.
+    #[inline(always)]
+    fn shuffle<S: Simd>(simd: S, vector: S::V) -> S::V {
+        simd.shuffle(vector)
+    }
+
+    #[inline(always)]
+    fn unshuffle<S: Simd>(simd: S, vector: S::V) -> S::V {
+        simd.unshuffle(vector)
+    }
+}
+
+/// The weights `col..col + count`, `col` being a multiple of `LANES`, in their order, zeros in the other lanes;
+/// `count` is at most `LANES`.
 #[inline(always)]
 pub(crate) fn load_up_to<S: Simd, E: Stored>(simd: S, row: &[u8], col: usize, count: usize) -> S::V {
     assert!(count <= S::LANES && E::bytes(col + count) <= row.len());
     // SAFETY: by the assertion the row has `count` weights from `col` on, and those are what is loaded.
-    unsafe {
-        if count == S::LANES {
-            E::load(simd, E::cursor(simd, row.as_ptr(), col), 0)
-        } else {
-            E::load_first(simd, row.as_ptr(), col, count)
-        }
-    }
+    unsafe { E::load_first(simd, row.as_ptr(), col, count) }
 }
 
 /// Fills `out`, which has at most `LANES` elements, from the first lanes of `vector`.

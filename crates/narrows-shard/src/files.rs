@@ -249,6 +249,11 @@ impl Reader {
 }
 
 impl Reader {
+    /// The file that holds `tensor`.
+    pub(crate) fn path(&self, tensor: &Tensor) -> Option<&Path> {
+        self.files.get(tensor.file).map(|(path, _)| path.as_path())
+    }
+
     /// Closes a file, which after it is deleted is what gives its space back.
     pub(crate) fn close(&mut self, file: usize) {
         if let Some((_, file)) = self.files.get_mut(file) {

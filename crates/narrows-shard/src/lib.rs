@@ -1,7 +1,7 @@
 //! Bytes at rest: Hugging Face checkpoints in, shards out, and the encodings of tensors.
 //!
 //! This crate maps tensor names to checked byte ranges of files, and packs them into shards. It knows no
-//! CUDA and no transformer, it trusts no byte that it reads, and only quantising starts threads.
+//! CUDA and no transformer, it trusts no byte that it reads, and only quantising and comparing start threads.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), narrows_shard::Error> {
@@ -17,6 +17,7 @@
 pub mod blocks;
 mod checkpoint;
 mod checksum;
+mod deviation;
 mod encoding;
 mod error;
 mod files;
@@ -29,6 +30,7 @@ mod verify;
 
 pub use checkpoint::parse_index;
 pub use checksum::Checksum;
+pub use deviation::{Candidate, Deviation, deviation};
 pub use encoding::Encoding;
 pub use error::Error;
 pub use files::{Reader, Tensor, WeightFile, WeightFiles};

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use narrows::{Bytes, Model, Weight};
 use serde::Serialize;
 
-use super::SCHEMA_VERSION;
+use super::{SCHEMA_VERSION, deviation};
 use crate::args::{Inspect, Output};
 use crate::failure::Result;
 use crate::output::{write, write_json};
@@ -35,6 +35,8 @@ struct Report<'a> {
     rope_theta: f64,
     rope_scaling: String,
     tensors: Option<Vec<TensorReport<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<deviation::Report>,
 }
 
 #[derive(Serialize)]
@@ -49,7 +51,10 @@ struct TensorReport<'a> {
 
 pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
     let model = Model::open(&args.model)?;
-    let report = report(&model, args.tensors);
+    let mut report = report(&model, args.tensors);
+    if let Some(source) = &args.error {
+        report.error = Some(deviation::measure(output, &model, source.as_deref())?);
+    }
     if output.json { write_json(&report) } else { write(&table(&report)) }
 }
 
@@ -102,6 +107,7 @@ fn report(model: &Model, with_tensors: bool) -> Report<'_> {
         rope_theta: a.rope.theta,
         rope_scaling: format!("{:?}", a.rope.scaling),
         tensors: with_tensors.then_some(tensors),
+        error: None,
     }
 }
 
@@ -145,6 +151,9 @@ fn table(r: &Report<'_>) -> String {
                 tensor.offset
             );
         }
+    }
+    if let Some(error) = &r.error {
+        t += &deviation::table(error);
     }
     t
 }

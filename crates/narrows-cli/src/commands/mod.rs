@@ -1,6 +1,7 @@
 //! One module per command, and what those that compute share.
 
 pub(crate) mod chat;
+mod deviation;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod inspect;

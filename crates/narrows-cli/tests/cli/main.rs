@@ -4,6 +4,7 @@
 mod bad_input;
 mod device;
 mod harness;
+mod inspect;
 mod memory;
 mod pack;
 mod run;

@@ -63,7 +63,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch never faults, and every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
@@ -88,12 +88,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(self, at: *const u8) -> __m256 {
-        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
-        unsafe {
-            let bits = _mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned()));
-            _mm256_broadcastss_ps(_mm_cvtph_ps(bits))
-        }
+    unsafe fn load_eight_f16(self, at: *const u8) -> [f32; 8] {
+        let mut floats = [0.0; 8];
+        // SAFETY: the caller vouches for 16 bytes; the load takes any address, and `floats` takes the eight.
+        unsafe { _mm256_storeu_ps(floats.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))) };
+        floats
     }
 
     #[inline(always)]

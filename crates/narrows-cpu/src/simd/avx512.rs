@@ -68,7 +68,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch never faults, and every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
@@ -93,12 +93,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(self, at: *const u8) -> __m512 {
-        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
-        unsafe {
-            let bits = _mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned()));
-            _mm512_broadcastss_ps(_mm_cvtph_ps(bits))
-        }
+    unsafe fn load_eight_f16(self, at: *const u8) -> [f32; 8] {
+        let mut floats = [0.0; 8];
+        // SAFETY: the caller vouches for 16 bytes; the load takes any address, and `floats` takes the eight.
+        unsafe { _mm256_storeu_ps(floats.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))) };
+        floats
     }
 
     #[inline(always)]
@@ -116,16 +115,34 @@ impl Simd for Avx512 {
         unsafe { _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), scale) }
     }
 
+    // Both halves of a 64-bit lane look at the four bits from one place on in the same eight bytes, those of the
+    // upper half 32 bits further: one shift for all sixteen lanes, and none to spread the bytes.
     #[inline(always)]
     unsafe fn look_up(self, at: *const u8, table: __m512) -> __m512 {
         // SAFETY: the caller vouches for 8 bytes; any bits are a valid `i64`.
         unsafe {
-            let bytes = _mm512_castsi128_si512(_mm_cvtsi64_si128(at.cast::<i64>().read_unaligned()));
-            let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-            let shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+            let bytes = _mm512_set1_epi64(at.cast::<i64>().read_unaligned());
+            let shifts = _mm512_setr_epi64(4, 0, 12, 8, 20, 16, 28, 24);
             // The permutation looks at the lowest four bits of a lane alone.
-            let numbers = _mm512_srlv_epi32(_mm512_permutexvar_epi32(halves, bytes), shifts);
-            _mm512_permutexvar_ps(numbers, table)
+            _mm512_permutexvar_ps(_mm512_srlv_epi64(bytes, shifts), table)
+        }
+    }
+
+    #[inline(always)]
+    fn shuffle(self, vector: __m512) -> __m512 {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe {
+            let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+            _mm512_permutexvar_ps(order, vector)
+        }
+    }
+
+    #[inline(always)]
+    fn unshuffle(self, vector: __m512) -> __m512 {
+        // SAFETY: `self` is the proof that the machine has the instruction.
+        unsafe {
+            let order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+            _mm512_permutexvar_ps(order, vector)
         }
     }
 

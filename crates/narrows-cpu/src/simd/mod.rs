@@ -88,7 +88,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sum of the lanes of each vector, in an order that is the same for all four.
     fn sums(self, vectors: [Self::V; 4]) -> [f32; 4];
 
-    /// Hints that the cache line at `at` is about to be read. Any address will do.
+    /// Hints that the cache line at `at` is to be read soon, for the second-level cache. Any address will do.
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
 
@@ -104,11 +104,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `2 * LANES` bytes at `at` must be readable.
     unsafe fn load_bf16(self, at: *const u8) -> Self::V;
 
-    /// The 16-bit float at `at` in every lane.
+    /// Eight 16-bit floats.
     ///
     /// # Safety
-    /// Two bytes at `at` must be readable.
-    unsafe fn splat_f16(self, at: *const u8) -> Self::V;
+    /// 16 bytes at `at` must be readable.
+    unsafe fn load_eight_f16(self, at: *const u8) -> [f32; 8];
 
     /// Signed 8-bit integers, each times a lane of `scale`, rounded.
     ///
@@ -119,11 +119,24 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// A table of `values`, each times the first lane of `scale`, whose lanes are equal, rounded.
     fn table(self, values: &[f32; 16], scale: Self::V) -> Self::Table;
 
-    /// What `table` has for each of the 4-bit numbers at `at`, of which the upper one of a byte is the first.
+    /// What `table` has for each of the 4-bit numbers at `at`, of which the upper one of a byte is the first, as
+    /// [`Simd::shuffle`] puts them.
     ///
     /// # Safety
     /// `LANES / 2` bytes at `at` must be readable.
     unsafe fn look_up(self, at: *const u8, table: Self::Table) -> Self::V;
+
+    /// Lanes into the order in which [`Simd::look_up`] has them, where that is another.
+    #[inline(always)]
+    fn shuffle(self, vector: Self::V) -> Self::V {
+        vector
+    }
+
+    /// The reverse of [`Simd::shuffle`].
+    #[inline(always)]
+    fn unshuffle(self, vector: Self::V) -> Self::V {
+        vector
+    }
 
     /// # Safety
     /// `4 * LANES` bytes at `at` must be writable.

@@ -68,10 +68,9 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(self, at: *const u8) -> float32x4_t {
-        // SAFETY: the caller vouches for two bytes; any bits are a valid `u16`.
-        let value = f16::from_bits(unsafe { at.cast::<u16>().read_unaligned() }).to_f32();
-        self.splat(value)
+    unsafe fn load_eight_f16(self, at: *const u8) -> [f32; 8] {
+        // SAFETY: the caller vouches for 16 bytes; any bits are a valid `[u16; 8]`.
+        unsafe { at.cast::<[u16; 8]>().read_unaligned() }.map(|bits| f16::from_bits(bits).to_f32())
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
 use half::{bf16, f16};
-use narrows_cpu::{Cpu, Error};
+use narrows_cpu::{Cpu, Error, Matrix};
 use narrows_shard::Encoding;
 use proptest::prelude::*;
 
@@ -47,6 +47,55 @@ fn quantised_rows_decode_to_the_bit() {
                 cpu.decode(encoding, w.bytes(), &mut out).unwrap();
                 assert_eq!(crate::bits(&out), crate::bits(&w.values), "{} {encoding} {cols}", cpu.isa());
             }
+        }
+    }
+}
+
+/// Decoded and rounded once more, to the bit, whatever the threads: from every encoding to every plain one.
+#[test]
+fn matrices_are_dequantised_to_the_bit() {
+    for stored in Encoding::ALL {
+        for (rows, cols) in [(1, 1), (3, 31), (2, 64), (5, 1000), (3, 2100), (300, 1030)] {
+            let w = crate::Weights::new(stored, &crate::noise(7, rows * cols), cols, 1);
+            let matrix = Matrix::new(stored, rows, cols, w.bytes()).unwrap();
+            for encoding in Encoding::PLAIN {
+                let mut want = vec![0; encoding.row_bytes(rows * cols).unwrap()];
+                Cpu::new(1).unwrap().encode(&w.values, encoding, &mut want).unwrap();
+                for cpu in cpus(1).into_iter().chain(cpus(3)) {
+                    let mut out = vec![0xaa; want.len()];
+                    cpu.dequantise(matrix, encoding, &mut out).unwrap();
+                    assert!(out == want, "{} {stored} to {encoding} [{rows}, {cols}]", cpu.isa());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dequantised_to_what_is_not_plain_is_an_error() {
+    let cpu = Cpu::new(1).unwrap();
+    let matrix = Matrix::new(Encoding::Q8, 2, 32, &[0; 96]).unwrap();
+    let refused = cpu.dequantise(matrix, Encoding::Nf4, &mut [0; 96]);
+    assert!(matches!(refused, Err(Error::Quantised { .. })));
+    let refused = cpu.dequantise(matrix, Encoding::Bf16, &mut [0; 96]);
+    assert!(matches!(refused, Err(Error::Length { expected: 128, .. })));
+}
+
+/// Every bf16, what lies between them, and NaN.
+#[test]
+fn weights_are_rounded_to_the_nearest_bf16() {
+    let values: Vec<f32> = (0..=u16::MAX)
+        .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| u32::from(high) << 16 | low))
+        .map(f32::from_bits)
+        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let matrix = Matrix::new(Encoding::F32, 1, values.len(), &bytes).unwrap();
+    for cpu in cpus(1) {
+        let mut out = vec![0; 2 * values.len()];
+        cpu.dequantise(matrix, Encoding::Bf16, &mut out).unwrap();
+        for (value, got) in values.iter().zip(out.as_chunks::<2>().0) {
+            let (got, want) = (bf16::from_le_bytes(*got), bf16::from_f32(*value));
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{value:e}: {got}");
         }
     }
 }
