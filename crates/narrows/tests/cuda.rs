@@ -198,8 +198,8 @@ fn quantised_packs_compute_as_on_the_cpu() {
     let exact = logits(&mut on_cpu, &ids).unwrap();
     let error = root_mean_square(exact.iter().zip(&on_device).map(|(a, b)| f64::from(a - b)));
     let size = root_mean_square(exact.iter().map(|x| f64::from(*x)));
-    // As for checkpoints: twice what transformers' bf16 runs are off by.
-    assert!(error <= 2.0 * 0.004 * size, "{error:.2e} of {size:.2e}");
+    // As for checkpoints: twice what transformers' bf16 run of this model is off by.
+    assert!(error <= 2.0 * 0.009 * size, "{error:.2e} of {size:.2e}");
     assert!(error > 0.0);
 }
 
