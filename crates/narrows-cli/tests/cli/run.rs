@@ -76,6 +76,29 @@ fn token_ids_need_no_tokenizer() {
 }
 
 #[test]
+fn experts_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids.safetensors");
+    save_ids(&ids, &[&[5, 6, 7]]);
+    let model = checkpoint("mixtral");
+    let ran = run(args!["run", &model, "--ids", &ids, "-n", "5", "--greedy", "--ignore-eos", "--json"]).ok();
+    assert!(ran.err.contains("of 12 experts") && ran.err.contains("needed in memory"), "{}", ran.err);
+    let experts = &ran.json()["stats"]["experts"];
+    let number = |key: &str| experts[key].as_u64().unwrap();
+    let expert = 3 * 96 * 64 * 2;
+    // Four single tokens, each to 2 experts of 3 layers; the prompt goes to at most all 12.
+    let (hits, misses) = (number("hits"), number("misses"));
+    assert!((24..=24 + 12).contains(&(hits + misses)), "{experts}");
+    assert!(misses <= 12 && number("bytes") == misses * expert, "{experts}");
+    assert_eq!(number("routed_bytes"), (hits + misses) * expert);
+    assert_eq!(number("dense_bytes"), 5 * 12 * expert);
+    let plan = run(args!["plan", &model, "--json"]).ok().json();
+    assert_eq!((plan["experts"]["count"].as_u64(), plan["experts"]["staying"].as_u64()), (Some(12), Some(12)));
+    let dense = run(args!["run", demo(), "-p", "In", "-n", "1", "--json"]).ok().json();
+    assert!(dense["stats"].get("experts").is_none());
+}
+
+#[test]
 fn stop_strings_and_stdin() {
     let mut child = narrows()
         .args([

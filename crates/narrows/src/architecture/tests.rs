@@ -87,6 +87,59 @@ fn both_styles_of_rope() {
     assert!(dynamic.rope.inverse_frequencies(512)[7] < dynamic.rope.inverse_frequencies(256)[7]);
 }
 
+fn mixture(changes: Value) -> Value {
+    let mut config = with(json!({"model_type": "qwen2_moe", "num_hidden_layers": 5, "num_experts": 6}));
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    config
+}
+
+#[test]
+fn experts_by_layer() {
+    let layers = |changes: Value| parse(&mixture(changes)).unwrap().experts.map(|experts| experts.layers);
+    let every = |layers: [u8; 5]| Some(layers.map(|sparse| sparse > 0).to_vec());
+    assert_eq!(layers(json!({})), every([1; 5]));
+    assert_eq!(layers(json!({"decoder_sparse_step": 2})), every([0, 1, 0, 1, 0]));
+    assert_eq!(layers(json!({"mlp_only_layers": [0, 3, 99]})), every([0, 1, 1, 0, 1]));
+    assert_eq!(layers(json!({"num_experts": 0})), None);
+    assert_eq!(layers(json!({"decoder_sparse_step": 6})), None);
+
+    let experts = parse(&mixture(json!({}))).unwrap().experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.intermediate_size), (6, 4, 1408));
+    assert_eq!((experts.shared_intermediate_size, experts.normalised), (Some(5632), false));
+    let mixtral = parse(&with(json!({"model_type": "mixtral"}))).unwrap();
+    assert_eq!(mixtral.windows, [None; 3]);
+    let experts = mixtral.experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.intermediate_size), (8, 2, 160));
+    assert!(experts.normalised && experts.shared_intermediate_size.is_none());
+    let qwen3 = parse(&with(json!({"model_type": "qwen3_moe", "num_local_experts": 16}))).unwrap();
+    assert_eq!((qwen3.head_dim, qwen3.experts.unwrap().count), (16, 16));
+    let windows = |changes: Value| parse(&mixture(changes)).unwrap().windows;
+    let window = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 3});
+    assert_eq!(windows(window), [Some(8), None, Some(8), None, None]);
+}
+
+#[test]
+fn mixtures_that_cannot_be_are_refused_by_name() {
+    for (changes, named) in [
+        (json!({"num_experts_per_tok": 7}), "num_experts_per_tok"),
+        (json!({"num_experts_per_tok": 0}), "num_experts_per_tok"),
+        (json!({"num_experts": 1 << 20}), "more than allowed"),
+        (json!({"num_local_experts": 5}), "num_experts"),
+        (json!({"decoder_sparse_step": 0}), "decoder_sparse_step"),
+        (json!({"mlp_only_layers": ["first"]}), "mlp_only_layers"),
+        (json!({"moe_intermediate_size": 0}), "moe_intermediate_size"),
+        (json!({"shared_expert_intermediate_size": 0}), "shared_expert_intermediate_size"),
+    ] {
+        let error = parse(&mixture(changes.clone())).unwrap_err().to_string();
+        assert!(error.contains(named), "{changes}: {error}");
+    }
+    for key in ["num_experts", "num_local_experts"] {
+        let error = parse(&with(json!({key: 4}))).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+        assert!(parse(&with(json!({key: 0}))).is_ok());
+    }
+}
+
 /// Each change must be refused, and the message must name what it names.
 #[test]
 fn refused_by_name() {
