@@ -149,8 +149,10 @@ fn quantised_packs_compute_as_on_the_cpu() {
     let exact = logits(&mut on_cpu, &ids).unwrap();
     let error = root_mean_square(exact.iter().zip(&on_device).map(|(a, b)| f64::from(a - b)));
     let size = root_mean_square(exact.iter().map(|x| f64::from(*x)));
-    // As for checkpoints: twice what transformers' bf16 runs are off by.
-    assert!(error <= 2.0 * 0.004 * size, "{error:.2e} of {size:.2e}");
+    // Prompts are multiplied with weights rounded to bf16, as in transformers' bf16 runs of quantised models, where
+    // the CPU's are exact. So it is more than for checkpoints, and must still be no more than their bf16 runs of
+    // dense goldens are off by, half of what is allowed.
+    assert!(error <= 0.009 * size, "{error:.2e} of {size:.2e}");
     assert!(error > 0.0);
 }
 
