@@ -134,8 +134,9 @@ fn compute(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
 }
 
 fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
-    let slot = plan.stream.slot_capacity;
-    let slots = plan.stream.slots.max(2);
+    // Where only experts are read, they have slots of their own.
+    let slot = plan.stream.slot_capacity.max(plan.stream.demand_slot_capacity);
+    let slots = plan.stream.slots.max(plan.stream.demand_slots).max(2);
     let budget = Budget::new(plan.budget);
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let arena = Arena::new(&budget, "measuring", Bytes(slot.get() * slots as u64), options)?;
