@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod bench;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Write a checkpoint of a well-known shape with random weights, to measure with.
     Synth(Synth),
+    /// Measure this machine: disks, memory, links.
+    Bench(bench::Bench),
     /// Show what this machine has to compute with, and what holds it back.
     Doctor,
 }

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::logits(&output, &args),
         Command::Eval(args) => commands::eval::eval(&output, &args),
         Command::Synth(args) => commands::synth::synth(&output, &args),
+        Command::Bench(args) => commands::bench::bench(&output, &args),
         Command::Doctor => commands::doctor::doctor(&output),
     };
     match result {

@@ -276,3 +276,30 @@ fn a_mapping_does_not_stay_resident() {
         assert!(resident() < before + (24 << 10), "{} kB, {before} kB before", resident());
     }
 }
+
+/// Whether a page is in the page cache: a read that may not wait finds it there.
+#[cfg(target_os = "linux")]
+fn is_cached(path: &Path, offset: u64) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let mut byte = [0];
+    let file = File::open(path).unwrap();
+    let read = preadv2(&file, &mut [std::io::IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(rustix::io::Errno::AGAIN))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_page_cache_keeps_what_it_is_told_to_keep() {
+    // Memory that says it is a disk keeps all.
+    let folder = &folders()[0];
+    for mode in [IoMode::Buffered, IoMode::Mmap] {
+        for keep_cached in [false, true] {
+            let path = file(folder, 1 << 20);
+            File::open(&path).unwrap().sync_all().unwrap();
+            let options = ReaderOptions { keep_cached, ..ReaderOptions::default() };
+            let mut reader = Reader::open(std::slice::from_ref(&path), mode, options).unwrap();
+            payload(one(&mut reader, 0, MAX)).unwrap();
+            assert_eq!(is_cached(&path, 8192), keep_cached, "{mode:?}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! One module per command, and what those that compute share.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod eval;

@@ -1,0 +1,49 @@
+//! `narrows bench io`
+
+use narrows::Bytes;
+use narrows_bench::Disk;
+use narrows_bench::io::{Case, IoEngine, Rw, Settings, run};
+
+use super::Session;
+use crate::args::Output;
+use crate::args::bench::BenchIo;
+use crate::failure::Result;
+use crate::memory;
+use crate::output::say;
+
+pub(super) fn io(output: &Output, args: &BenchIo) -> Result<()> {
+    let mut session = Session::begin(output)?;
+    session.machine.disk = Disk::behind(&args.path);
+    if let Some(disk) = &session.machine.disk {
+        say(output, &format!("disk: {}, mounted at {}", disk.key(), disk.mount.display()));
+    }
+    let settings = settings(args);
+    let result = run(&args.path, &settings, &mut |step| session.go_on(step));
+    let report = session.results(result)?;
+    session.end(&args.output, report.results, report.notes)?;
+    Ok(())
+}
+
+fn settings(args: &BenchIo) -> Settings {
+    let all = args.ioengine.is_empty();
+    let mut engines = if all { IoEngine::ALL.to_vec() } else { args.ioengine.clone() };
+    engines.retain(|engine| args.direct.is_none_or(|direct| engine.direct() == (direct == 1)));
+    let rws = if args.rw.is_empty() { &[Rw::Read][..] } else { &args.rw };
+    let mut cases = Case::grid(&engines, rws, &args.cache, &args.bs, &args.iodepth);
+    // The figure that plans are made with, unless somebody wants something else.
+    if args.rw.is_empty() && engines.contains(&Case::as_run().engine) {
+        cases.push(Case::as_run());
+    }
+    // Half of what there is: the page cache of the warm needs room as well.
+    let memory = memory::available().map_or(Bytes(u64::MAX), |available| Bytes(available.get() / 2));
+    Settings {
+        cases,
+        size: args.size,
+        tile: args.tile,
+        runtime: args.runtime,
+        ramp_time: args.ramp_time,
+        loops: args.loops,
+        memory,
+        skip_missing: all,
+    }
+}
