@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use narrows_bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::record::{Entry, IoResult, Record, Samples};
+use crate::record::{Entry, Record};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,24 +84,23 @@ impl Record {
 
     fn tables(&self) -> String {
         let mut text = String::new();
-        let mut io = Table::new(&[
-            "ioengine",
-            "rw",
-            "cache",
-            "bs",
-            "iodepth",
-            "GB/s",
-            "from - to",
-            "IOPS",
-            "p50",
-            "p99",
-        ]);
+        // A table for each kind of result, in the order in which they come.
+        let mut tables: Vec<(&[&str], Table)> = Vec::new();
         for entry in &self.results {
-            match entry {
-                Entry::Io(result) => io.row(io_cells(result)),
+            let (head, cells) = cells(entry);
+            match tables.iter_mut().find(|(columns, _)| *columns == head) {
+                Some((_, table)) => table.row(cells),
+                None => {
+                    let mut table = Table::new(head);
+                    table.row(cells);
+                    tables.push((head, table));
+                }
             }
         }
-        text += &io.text();
+        for (i, (_, table)) in tables.iter().enumerate() {
+            text += if i > 0 { "\n" } else { "" };
+            text += &table.text();
+        }
         for note in &self.notes {
             let _ = writeln!(text, "\nnote: {note}");
         }
@@ -124,19 +123,51 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn io_cells(result: &IoResult) -> Vec<String> {
-    vec![
-        result.ioengine.clone(),
-        result.rw.clone() + if result.as_run { " (as `narrows run`)" } else { "" },
-        result.cache.clone(),
-        short(result.bs),
-        result.iodepth.to_string(),
-        gigabytes(result.bandwidth.bytes_per_second),
-        range(&result.bandwidth),
-        format!("{:.0}", result.iops),
-        microseconds(result.latency.p50_us),
-        microseconds(result.latency.p99_us),
-    ]
+/// The columns of a kind of result, and what this one has in them.
+fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
+    const IO: &[&str] =
+        &["ioengine", "rw", "cache", "bs", "iodepth", "GB/s", "from - to", "IOPS", "p50", "p99"];
+    const HOST: &[&str] = &["memory", "threads", "pages", "size", "GB/s", "GiB/s", "from - to, GB/s"];
+    const FLOPS: &[&str] = &["float32", "threads", "GFLOP/s", "from - to"];
+    match entry {
+        Entry::Io(r) => {
+            let cells = vec![
+                r.ioengine.clone(),
+                r.rw.clone() + if r.as_run { " (as `narrows run`)" } else { "" },
+                r.cache.clone(),
+                short(r.bs),
+                r.iodepth.to_string(),
+                giga(r.bandwidth.bytes_per_second),
+                range(&r.bandwidth.samples),
+                format!("{:.0}", r.iops),
+                microseconds(r.latency.p50_us),
+                microseconds(r.latency.p99_us),
+            ];
+            (IO, cells)
+        }
+        Entry::Host(r) => {
+            let speed = r.bandwidth.bytes_per_second;
+            let cells = vec![
+                r.test.clone() + if r.test == "copy" { " (read + written)" } else { "" },
+                r.threads.to_string(),
+                r.pages.clone(),
+                short(r.size),
+                giga(speed),
+                format!("{:.2}", speed / f64::from(1 << 30)),
+                range(&r.bandwidth.samples),
+            ];
+            (HOST, cells)
+        }
+        Entry::Flops(r) => {
+            let cells = vec![
+                format!("multiply-add, {}", r.isa),
+                r.threads.to_string(),
+                giga(r.flops_per_second),
+                range(&r.samples),
+            ];
+            (FLOPS, cells)
+        }
+    }
 }
 
 /// A size as fio writes it, in powers of 1024: `128K`, `8M`.
@@ -149,14 +180,15 @@ pub(crate) fn short(Bytes(bytes): Bytes) -> String {
     }
 }
 
-pub(crate) fn gigabytes(bytes_per_second: f64) -> String {
-    format!("{:.2}", bytes_per_second / 1e9)
+/// In units of 10^9.
+pub(crate) fn giga(per_second: f64) -> String {
+    format!("{:.2}", per_second / 1e9)
 }
 
-fn range(samples: &Samples) -> String {
-    let low = samples.samples.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = samples.samples.iter().copied().fold(0.0, f64::max);
-    format!("{} - {}", gigabytes(low), gigabytes(high))
+fn range(samples: &[f64]) -> String {
+    let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = samples.iter().copied().fold(0.0, f64::max);
+    format!("{} - {}", giga(low), giga(high))
 }
 
 fn microseconds(us: f64) -> String {
@@ -202,7 +234,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Latency, Machine};
+    use crate::{IoResult, Latency, Machine, Samples};
 
     fn record() -> Record {
         let result = IoResult {

@@ -15,6 +15,7 @@
 
 mod error;
 mod format;
+pub mod host;
 pub mod io;
 mod machine;
 mod record;
@@ -23,4 +24,4 @@ pub use error::{Error, Result};
 pub use format::Format;
 pub use machine::{Disk, Gpu, Link, Machine};
 pub use narrows_bytes::Bytes;
-pub use record::{Entry, IoResult, Latency, Record, SCHEMA_VERSION, Samples};
+pub use record::{Entry, HostResult, IoResult, Latency, PeakResult, Record, SCHEMA_VERSION, Samples};

@@ -79,16 +79,10 @@ impl Record {
 pub enum Entry {
     /// Reads of a file.
     Io(IoResult),
-}
-
-impl Entry {
-    /// How fast it was, if it is about bytes.
-    #[must_use]
-    pub fn samples(&self) -> &Samples {
-        match self {
-            Self::Io(result) => &result.bandwidth,
-        }
-    }
+    /// Reads or copies of memory.
+    Host(HostResult),
+    /// Multiply-adds in registers.
+    Flops(PeakResult),
 }
 
 /// Bytes per second (decimal: 10^9 is 1 GB/s), several times over.
@@ -141,6 +135,37 @@ pub struct IoResult {
     pub bytes: Bytes,
     /// Whether this is how `narrows run` reads unless told otherwise.
     pub as_run: bool,
+}
+
+/// Reads or copies of memory by some threads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostResult {
+    /// `read`, or `copy`, of which bytes read and bytes written both count.
+    pub test: String,
+    /// Threads at a time.
+    pub threads: usize,
+    /// `huge` or `small`.
+    pub pages: String,
+    /// Memory of all threads together.
+    pub size: Bytes,
+    /// The instruction set of the loads.
+    pub isa: String,
+    /// How fast, all threads together.
+    #[serde(flatten)]
+    pub bandwidth: Samples,
+}
+
+/// What the units that multiply do if nothing keeps them waiting.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeakResult {
+    /// Threads at a time.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: String,
+    /// Float32 operations per second, of which a multiply-add is two; the median.
+    pub flops_per_second: f64,
+    /// Each, in the order in which they were taken.
+    pub samples: Vec<f64>,
 }
 
 /// How long operations take, in microseconds.

@@ -28,6 +28,7 @@ mod error;
 mod linear;
 mod matrix;
 pub mod reference;
+mod roofline;
 mod simd;
 mod softmax;
 mod stored;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use narrows::Bytes;
+use narrows_bench::host::{Pages, Test};
 use narrows_bench::io::{Cache, IoEngine, Rw};
 
 #[derive(Args, Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Bench {
 pub(crate) enum BenchCommand {
     /// Read a file by every method, block size and depth; flags are fio's.
     Io(BenchIo),
+    /// Read and copy memory by 1 to all threads, in huge pages and in small ones; count multiply-adds.
+    Host(BenchHost),
 }
 
 /// How results are written.
@@ -69,13 +72,46 @@ pub(crate) struct BenchIo {
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = time)]
     pub(crate) runtime: Duration,
     /// How long it runs before that.
-    #[arg(long, visible_alias = "ramp-time", value_name = "TIME", default_value = "100ms", value_parser = time)]
+    #[arg(long = "ramp_time", visible_alias = "ramp-time", value_name = "TIME", default_value = "100ms", value_parser = time)]
     pub(crate) ramp_time: Duration,
     /// Samples of each combination, of which the median counts; taken in turn.
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) loops: usize,
     #[command(flatten)]
     pub(crate) output: BenchOutput,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchHost {
+    /// What to do, a list: `read`, `copy` (bytes read and bytes written both count), `flops` (multiply-adds of float32
+    /// in registers).
+    #[arg(long, value_name = "TEST", value_delimiter = ',', default_value = "read,copy,flops", value_parser = test)]
+    pub(crate) test: Vec<Test>,
+    /// Threads at a time, a list [default: 1, 2, 4 ... and all of the machine's].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) threads: Vec<usize>,
+    /// Pages that the memory is in, a list.
+    #[arg(long, value_name = "huge|small", value_delimiter = ',', default_value = "huge,small", value_parser = pages)]
+    pub(crate) pages: Vec<Pages>,
+    /// Memory of all threads together; more than all caches hold.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = fio_size)]
+    pub(crate) size: Bytes,
+    /// How long a sample is timed: seconds, or with a unit (`500ms`).
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = time)]
+    pub(crate) runtime: Duration,
+    /// Samples of each combination, of which the median counts; taken in turn.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) loops: usize,
+    #[command(flatten)]
+    pub(crate) output: BenchOutput,
+}
+
+fn test(text: &str) -> Result<Test, String> {
+    named(text, &Test::ALL, Test::name)
+}
+
+fn pages(text: &str) -> Result<Pages, String> {
+    named(text, &[Pages::Huge, Pages::Small], Pages::name)
 }
 
 fn engine(text: &str) -> Result<IoEngine, String> {

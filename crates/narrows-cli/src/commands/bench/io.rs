@@ -4,11 +4,10 @@ use narrows::Bytes;
 use narrows_bench::Disk;
 use narrows_bench::io::{Case, IoEngine, Rw, Settings, run};
 
-use super::Session;
+use super::{Session, memory};
 use crate::args::Output;
 use crate::args::bench::BenchIo;
 use crate::failure::Result;
-use crate::memory;
 use crate::output::say;
 
 pub(super) fn io(output: &Output, args: &BenchIo) -> Result<()> {
@@ -30,12 +29,13 @@ fn settings(args: &BenchIo) -> Settings {
     engines.retain(|engine| args.direct.is_none_or(|direct| engine.direct() == (direct == 1)));
     let rws = if args.rw.is_empty() { &[Rw::Read][..] } else { &args.rw };
     let mut cases = Case::grid(&engines, rws, &args.cache, &args.bs, &args.iodepth);
-    // The figure that plans are made with, unless somebody wants something else.
-    if args.rw.is_empty() && engines.contains(&Case::as_run().engine) {
+    // The figure that plans are made with, unless somebody wants something else or there is less than a tile.
+    let file = std::fs::metadata(&args.path).ok().filter(std::fs::Metadata::is_file);
+    let size = args.size.map(Bytes::get).into_iter().chain(file.map(|meta| meta.len())).min();
+    let room = size.is_none_or(|size| size > 2 * args.tile.get());
+    if args.rw.is_empty() && room && engines.contains(&Case::as_run().engine) {
         cases.push(Case::as_run());
     }
-    // Half of what there is: the page cache of the warm needs room as well.
-    let memory = memory::available().map_or(Bytes(u64::MAX), |available| Bytes(available.get() / 2));
     Settings {
         cases,
         size: args.size,
@@ -43,7 +43,7 @@ fn settings(args: &BenchIo) -> Settings {
         runtime: args.runtime,
         ramp_time: args.ramp_time,
         loops: args.loops,
-        memory,
+        memory: memory(),
         skip_missing: all,
     }
 }

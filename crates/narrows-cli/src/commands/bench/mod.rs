@@ -1,9 +1,11 @@
 //! `narrows bench`
 
+mod host;
 mod io;
 
 use std::ops::ControlFlow;
 
+use narrows::Bytes;
 use narrows_bench::io::Step;
 use narrows_bench::{Entry, Machine, Record};
 
@@ -11,11 +13,13 @@ use crate::args::Output;
 use crate::args::bench::{Bench, BenchCommand, BenchOutput, Format};
 use crate::failure::Result;
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::output::{StatusLine, say, write};
 
 pub(crate) fn bench(output: &Output, args: &Bench) -> Result<()> {
     match &args.command {
         BenchCommand::Io(args) => io::io(output, args),
+        BenchCommand::Host(args) => host::host(output, args),
     }
 }
 
@@ -68,6 +72,11 @@ impl<'a> Session<'a> {
         write(&record.text(format))?;
         Ok(record)
     }
+}
+
+/// Memory that a bench may map: half of what there is, since the page cache wants some and so do others.
+fn memory() -> Bytes {
+    memory::available().map_or(Bytes(u64::MAX), |available| Bytes(available.get() / 2))
 }
 
 /// What was typed, by the name of the program and not by where it lies.
