@@ -129,6 +129,9 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
         &["ioengine", "rw", "cache", "bs", "iodepth", "GB/s", "from - to", "IOPS", "p50", "p99"];
     const HOST: &[&str] = &["memory", "threads", "pages", "size", "GB/s", "GiB/s", "from - to, GB/s"];
     const FLOPS: &[&str] = &["float32", "threads", "GFLOP/s", "from - to"];
+    const PCIE: &[&str] = &["test", "memory", "size", "streams", "GB/s", "from - to", "verified"];
+    const KERNEL: &[&str] = &["operation", "backend", "encoding", "shape", "rows", "GB/s", "GFLOP/s"];
+    const RUN: &[&str] = &["model", "backend", "test", "budget", "t/s", "bound t/s", "bound by"];
     match entry {
         Entry::Io(r) => {
             let cells = vec![
@@ -166,6 +169,43 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
                 range(&r.samples),
             ];
             (FLOPS, cells)
+        }
+        Entry::Pcie(r) => {
+            let cells = vec![
+                r.test.clone(),
+                r.memory.clone(),
+                short(r.size),
+                r.streams.to_string(),
+                giga(r.bandwidth.bytes_per_second),
+                range(&r.bandwidth.samples),
+                if r.verified { "yes" } else { "no" }.to_owned(),
+            ];
+            (PCIE, cells)
+        }
+        Entry::Kernel(r) => {
+            let shape: Vec<_> = r.shape.iter().map(ToString::to_string).collect();
+            let cells = vec![
+                r.operation.clone(),
+                r.backend.clone(),
+                r.encoding.clone(),
+                shape.join(" x "),
+                r.rows.to_string(),
+                giga(r.bandwidth.bytes_per_second),
+                giga(r.bandwidth.bytes_per_second * r.flops_per_byte),
+            ];
+            (KERNEL, cells)
+        }
+        Entry::Run(r) => {
+            let cells = vec![
+                r.model.clone(),
+                r.backend.clone(),
+                r.test.clone(),
+                r.budget_bytes.to_string(),
+                format!("{:.2}", r.tokens_per_second),
+                format!("{:.2}", r.bound_tokens_per_second),
+                r.bound.clone(),
+            ];
+            (RUN, cells)
         }
     }
 }

@@ -19,9 +19,13 @@ pub mod host;
 pub mod io;
 mod machine;
 mod record;
+pub mod report;
 
 pub use error::{Error, Result};
 pub use format::Format;
 pub use machine::{Disk, Gpu, Link, Machine};
 pub use narrows_bytes::Bytes;
-pub use record::{Entry, HostResult, IoResult, Latency, PeakResult, Record, SCHEMA_VERSION, Samples};
+pub use record::{
+    Entry, HostResult, IoResult, KernelResult, Latency, PcieResult, PeakResult, Record, RunResult,
+    SCHEMA_VERSION, Samples,
+};

@@ -1,5 +1,6 @@
 //! The machine that figures are of, as far as the kernel tells.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -143,6 +144,31 @@ impl Machine {
             load: word("/proc/loadavg").and_then(|text| text.split_whitespace().next()?.parse().ok()),
             disk: None,
             gpu: None,
+        }
+    }
+}
+
+/// One line for people.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cpu = self.cpu.as_deref().unwrap_or("an unknown processor");
+        write!(f, "{} threads of {cpu} ({})", self.threads, self.isa)?;
+        if let Some(memory) = self.memory_bytes {
+            write!(f, ", {memory} of memory")?;
+        }
+        if let Some(disk) = &self.disk {
+            write!(f, ", {}", disk.key())?;
+        }
+        if let Some(gpu) = &self.gpu {
+            write!(f, ", {}", gpu.name)?;
+            if let Some(link) = gpu.link {
+                write!(f, " on PCIe {} x{}", link.max_generation, link.max_width)?;
+            }
+        }
+        write!(f, ", {}", self.kernel)?;
+        match self.load {
+            Some(load) => write!(f, ", load {load:.1}"),
+            None => Ok(()),
         }
     }
 }

@@ -83,6 +83,12 @@ pub enum Entry {
     Host(HostResult),
     /// Multiply-adds in registers.
     Flops(PeakResult),
+    /// Copies between host and device.
+    Pcie(PcieResult),
+    /// One operation of a model.
+    Kernel(KernelResult),
+    /// A whole model within a budget.
+    Run(RunResult),
 }
 
 /// Bytes per second (decimal: 10^9 is 1 GB/s), several times over.
@@ -166,6 +172,65 @@ pub struct PeakResult {
     pub flops_per_second: f64,
     /// Each, in the order in which they were taken.
     pub samples: Vec<f64>,
+}
+
+/// Copies between host and device of one size, from one kind of memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PcieResult {
+    /// The name that nvbandwidth gives it, `host_to_device_memcpy_ce`; or one of ours for what it has not.
+    pub test: String,
+    /// The host's memory: `pageable`, `pinned`, `write-combined` or `registered`.
+    pub memory: String,
+    /// Size of a copy.
+    pub size: Bytes,
+    /// Streams that copies are queued on in turn.
+    pub streams: usize,
+    /// How fast, by the device's clock; of both directions together where there are two.
+    #[serde(flatten)]
+    pub bandwidth: Samples,
+    /// Whether what arrived was compared with what was sent.
+    pub verified: bool,
+}
+
+/// One operation on operands of one shape.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KernelResult {
+    /// Its name.
+    pub operation: String,
+    /// `cpu` or `cuda:0`.
+    pub backend: String,
+    /// How weights are stored.
+    pub encoding: String,
+    /// What is computed on, `[rows, cols]`.
+    pub shape: Vec<usize>,
+    /// Rows of activations.
+    pub rows: usize,
+    /// Bytes moved per second.
+    #[serde(flatten)]
+    pub bandwidth: Samples,
+    /// Operations for each byte that is moved.
+    pub flops_per_byte: f64,
+}
+
+/// A model within a budget.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Its name.
+    pub model: String,
+    /// `cpu` or `cuda:0`.
+    pub backend: String,
+    /// `pp512`: a prompt of 512 tokens; `tg128`: 128 new ones.
+    pub test: String,
+    /// What it may take of the memory that computes.
+    pub budget_bytes: Bytes,
+    /// How fast, median.
+    pub tokens_per_second: f64,
+    /// Each.
+    pub samples: Vec<f64>,
+    /// How fast it would be at most: tokens of a pass, times the speed of the link, over the bytes of a pass.
+    pub bound_tokens_per_second: f64,
+    /// The stage that bounds it.
+    pub bound: String,
 }
 
 /// How long operations take, in microseconds.

@@ -20,6 +20,8 @@ pub(crate) enum BenchCommand {
     Io(BenchIo),
     /// Read and copy memory by 1 to all threads, in huge pages and in small ones; count multiply-adds.
     Host(BenchHost),
+    /// Draw results that were written with `--json`.
+    Report(BenchReport),
 }
 
 /// How results are written.
@@ -104,6 +106,16 @@ pub(crate) struct BenchHost {
     pub(crate) loops: usize,
     #[command(flatten)]
     pub(crate) output: BenchOutput,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchReport {
+    /// What `narrows bench ... --json` wrote, one file or several.
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// The picture (`.svg`), or the page with pictures and tables (`.html`), to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
 }
 
 fn test(text: &str) -> Result<Test, String> {

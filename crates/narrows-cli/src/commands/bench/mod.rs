@@ -2,6 +2,7 @@
 
 mod host;
 mod io;
+mod report;
 
 use std::ops::ControlFlow;
 
@@ -20,6 +21,7 @@ pub(crate) fn bench(output: &Output, args: &Bench) -> Result<()> {
     match &args.command {
         BenchCommand::Io(args) => io::io(output, args),
         BenchCommand::Host(args) => host::host(output, args),
+        BenchCommand::Report(args) => report::report(output, args),
     }
 }
 
