@@ -18,6 +18,7 @@ mod format;
 pub mod host;
 pub mod io;
 mod machine;
+pub mod pcie;
 mod record;
 pub mod report;
 

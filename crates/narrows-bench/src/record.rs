@@ -29,6 +29,9 @@ pub struct Record {
     pub notes: Vec<String>,
     /// What was measured, in the order of the settings.
     pub results: Vec<Entry>,
+    /// Copies to a device once more, as nvbandwidth writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvbandwidth: Option<serde_json::Value>,
 }
 
 impl Record {
@@ -49,6 +52,7 @@ impl Record {
             machine,
             notes,
             results,
+            nvbandwidth: None,
         }
     }
 
@@ -185,7 +189,7 @@ pub struct PcieResult {
     pub size: Bytes,
     /// Streams that copies are queued on in turn.
     pub streams: usize,
-    /// How fast, by the device's clock; of both directions together where there are two.
+    /// How fast, by the device's clock; of two directions the one that the name begins with.
     #[serde(flatten)]
     pub bandwidth: Samples,
     /// Whether what arrived was compared with what was sent.

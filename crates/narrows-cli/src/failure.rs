@@ -102,6 +102,9 @@ impl Failure {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
+            Self::Bench(error) if error.is_device() => {
+                Some("`narrows doctor` shows which devices there are, and what is missing".to_owned())
+            }
             _ => None,
         }
     }

@@ -233,7 +233,7 @@ fn pcie(record: &Record) -> Vec<Chart> {
             },
             |result| (result.size.get() as f64, result.bandwidth.bytes_per_second / 1e9),
         );
-        series.extend(link_bound(record, test, &shown));
+        series.extend(link_bound(record, &shown));
         Some(Chart {
             title: test.to_owned(),
             subtitle: subtitle(gpu, record),
@@ -246,12 +246,11 @@ fn pcie(record: &Record) -> Vec<Chart> {
 }
 
 /// What the link carries at most, over the sizes that were copied.
-fn link_bound(record: &Record, test: &str, shown: &[&PcieResult]) -> Option<Series> {
+fn link_bound(record: &Record, shown: &[&PcieResult]) -> Option<Series> {
     let link = record.machine.gpu.as_ref()?.link?;
     let sizes = || shown.iter().map(|result| result.size.get() as f64);
     let (low, high) = (sizes().reduce(f64::min)?, sizes().reduce(f64::max)?);
-    let ways = if test.contains("bidirectional") { 2.0 } else { 1.0 };
-    let most = ways * crate::Link::bytes_per_second(link.max_generation, link.max_width) / 1e9;
+    let most = crate::Link::bytes_per_second(link.max_generation, link.max_width) / 1e9;
     let label = format!("PCIe {} x{}", link.max_generation, link.max_width);
     (high > low).then(|| Series {
         label,

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use narrows::Bytes;
 use narrows_bench::host::{Pages, Test};
 use narrows_bench::io::{Cache, IoEngine, Rw};
+use narrows_bench::pcie::{self, HostKind};
 
 #[derive(Args, Debug)]
 pub(crate) struct Bench {
@@ -20,6 +21,8 @@ pub(crate) enum BenchCommand {
     Io(BenchIo),
     /// Read and copy memory by 1 to all threads, in huge pages and in small ones; count multiply-adds.
     Host(BenchHost),
+    /// Copy to a device and back, from every kind of memory; names and JSON are nvbandwidth's.
+    Pcie(BenchPcie),
     /// Draw results that were written with `--json`.
     Report(BenchReport),
 }
@@ -109,6 +112,40 @@ pub(crate) struct BenchHost {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct BenchPcie {
+    /// Copy from this file as well, read past the page cache: `disk_to_device`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// What to copy whither, a list of nvbandwidth's names [default: host_to_device_memcpy_ce,
+    /// device_to_host_memcpy_ce and the bidirectional ones, which copy the other way meanwhile].
+    #[arg(short, long, value_name = "NAME", value_delimiter = ',', value_parser = testcase)]
+    pub(crate) testcase: Vec<pcie::Test>,
+    /// Kinds of host memory, a list: pageable, pinned, write-combined, registered [default: all].
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    pub(crate) memory: Vec<HostKind>,
+    /// Sizes of a copy, a list [default: 4K,64K,1M,16M,256M,1G, as far as there is memory].
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = fio_size)]
+    pub(crate) size: Vec<Bytes>,
+    /// Streams that copy at a time, a list.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4")]
+    pub(crate) streams: Vec<usize>,
+    /// Which device [default: the first GPU].
+    #[arg(long, value_name = "cuda:N", value_parser = super::device)]
+    pub(crate) device: Option<super::Device>,
+    /// How long a file is read, each loop: seconds, or with a unit (`500ms`).
+    #[arg(long, value_name = "TIME", default_value = "1", value_parser = time)]
+    pub(crate) runtime: Duration,
+    /// Samples of each combination, of which the median counts; taken in turn.
+    #[arg(short = 'i', long, value_name = "N", default_value = "3")]
+    pub(crate) loops: usize,
+    /// As --json: the record, in which `nvbandwidth` is the document that nvbandwidth writes.
+    #[arg(short, conflicts_with = "output")]
+    pub(crate) j: bool,
+    #[command(flatten)]
+    pub(crate) output: BenchOutput,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct BenchReport {
     /// What `narrows bench ... --json` wrote, one file or several.
     #[arg(required = true)]
@@ -116,6 +153,14 @@ pub(crate) struct BenchReport {
     /// The picture (`.svg`), or the page with pictures and tables (`.html`), to write.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+}
+
+fn testcase(text: &str) -> Result<pcie::Test, String> {
+    named(text, &pcie::Test::ALL, pcie::Test::name)
+}
+
+fn kind(text: &str) -> Result<HostKind, String> {
+    named(text, &HostKind::ALL, HostKind::name)
 }
 
 fn test(text: &str) -> Result<Test, String> {

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
+use narrows_softgpu::{SoftGpu, skip_or_fail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -113,6 +114,107 @@ fn memory_of_the_host() {
         let ran = host(&flags);
         assert!(ran.code == Some(2) && ran.out.is_empty() && ran.err.contains(flags[1]), "{}", ran.err);
     }
+}
+
+/// Runs `narrows bench pcie` on the software driver with 64 MiB of device memory.
+fn pcie(flags: &[&str]) -> Ran {
+    let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(1);
+    let mut command = narrows();
+    command.args(["bench", "pcie", "--loops", "1", "--runtime", "1ms"]).args(flags);
+    let finished = gpu.run(command.env_remove("CUDA_VISIBLE_DEVICES")).unwrap();
+    assert!(finished.hazards().is_empty(), "{:?}", finished.hazards());
+    Ran::of(&finished.output)
+}
+
+#[test]
+fn copies_to_a_device() {
+    run(["bench", "pcie"]).refused(6, "CUDA");
+    if !skip_or_fail() {
+        return;
+    }
+    pcie(&[]).refused(6, "not chosen unasked");
+    pcie(&["--device", "cuda:1"]).refused(6, "device 1");
+    let on = |flags: &[&str]| pcie(&[&["--device", "cuda:0"], flags].concat());
+    let dir = folder();
+    let file = dir.path().join("model.bin");
+    fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let file = file.to_str().unwrap();
+    let record = on(&["--size", "4K,1M", "--streams", "1,2", "--file", file, "-j"]).ok().json();
+    check(&record);
+    let results = record["results"].as_array().unwrap();
+    assert_eq!(results.len(), 4 * 4 * 2 * 2 + 1);
+    for r in results {
+        assert!(r["verified"] == true && r["bytes_per_second"].as_f64().unwrap() > 0.0, "{r}");
+    }
+    assert_eq!(results.last().unwrap()["test"], "disk_to_device");
+    assert_eq!(record["machine"]["gpu"]["software"], true);
+    let cases = record["nvbandwidth"]["testcases"].as_array().unwrap();
+    assert_eq!(cases.len(), 4);
+    assert_eq!(
+        (&cases[0]["name"], &cases[0]["status"]),
+        (&"host_to_device_memcpy_ce".into(), &"Passed".into())
+    );
+    assert!(cases[0]["bandwidth_matrix"][0][0].as_str().unwrap().parse::<f64>().unwrap() > 0.0);
+    // By itself it copies what fits, and says what does not.
+    let ran = on(&["--testcase", "device_to_host_memcpy_ce", "--streams", "1"]).ok();
+    assert!(
+        ran.out.contains("| 16M") && ran.out.contains("left out: device_to_host_memcpy_ce: 1.0 GiB"),
+        "{}",
+        ran.out
+    );
+    on(&["--size", "1G"]).refused(2, "1.0 GiB");
+    on(&["--size", "4K", "--file", "no-such-file"]).refused(9, "no-such-file");
+    for flags in [
+        ["--testcase", "all"],
+        ["--memory", "core"],
+        ["--streams", "x"],
+        ["--device", "tpu"],
+        ["--size", "0"],
+    ] {
+        let ran = pcie(&flags);
+        assert!(
+            ran.code == Some(2) && ran.out.is_empty() && ran.err.contains(flags[1]),
+            "{flags:?} {}",
+            ran.err
+        );
+    }
+}
+
+#[test]
+fn pictures_of_results() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    let record = |name: &str, ran: Ran| fs::write(at(name), ran.ok().out).unwrap();
+    record("io.json", io(dir.path(), &["--size", "1M", "--bs", "4K,64K", "--loops", "1", "--json"]));
+    record("host.json", host(&["--size", "16M", "--json"]));
+    let report = |flags: &[&str]| {
+        let paths =
+            flags.iter().map(|flag| if flag.contains('.') { at(flag).into() } else { (*flag).into() });
+        run(["bench", "report"].map(std::ffi::OsString::from).into_iter().chain(paths))
+    };
+    let ran = report(&["io.json", "host.json", "-o", "report.svg", "--json"]).ok();
+    assert!(ran.json()["results"].as_u64().unwrap() > 4);
+    let svg = fs::read_to_string(at("report.svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg ") && svg.contains("Reads by block size") && svg.contains("Memory by threads")
+    );
+    report(&["io.json", "-o", "report.html"]).ok();
+    let html = fs::read_to_string(at("report.html")).unwrap();
+    assert!(
+        html.starts_with("<!DOCTYPE html>")
+            && html.contains("<th>ioengine</th>")
+            && !html.contains("Memory by")
+    );
+    fs::write(at("other.json"), "{\"schema_version\":99}").unwrap();
+    fs::write(at("text.json"), "no results").unwrap();
+    report(&["io.json", "-o", "report.png"]).refused(2, ".svg");
+    report(&["none.json", "-o", "report.svg"]).refused(9, "none.json");
+    report(&["other.json", "-o", "report.svg"]).refused(2, "99");
+    report(&["text.json", "-o", "report.svg"]).refused(2, "text.json");
+    run(args!["bench", "report", at("io.json"), "-o", dir.path().join("no/such.svg")])
+        .refused(9, "no/such.svg");
+    assert_eq!(run(["bench", "report", "-o", "x.svg"]).code, Some(2));
+    assert_eq!(run(["bench"]).code, Some(2));
 }
 
 #[test]

@@ -21,6 +21,6 @@ pub(super) fn host(output: &Output, args: &BenchHost) -> Result<()> {
     };
     let result = run(&settings, &mut |step| session.go_on(step));
     let report = session.results(result)?;
-    session.end(&args.output, report.results, report.notes)?;
-    Ok(())
+    let record = session.record(report.results, report.notes);
+    session.end(&args.output, &record)
 }

@@ -19,8 +19,8 @@ pub(super) fn io(output: &Output, args: &BenchIo) -> Result<()> {
     let settings = settings(args);
     let result = run(&args.path, &settings, &mut |step| session.go_on(step));
     let report = session.results(result)?;
-    session.end(&args.output, report.results, report.notes)?;
-    Ok(())
+    let record = session.record(report.results, report.notes);
+    session.end(&args.output, &record)
 }
 
 fn settings(args: &BenchIo) -> Settings {

@@ -2,6 +2,7 @@
 
 mod host;
 mod io;
+mod pcie;
 mod report;
 
 use std::ops::ControlFlow;
@@ -21,6 +22,7 @@ pub(crate) fn bench(output: &Output, args: &Bench) -> Result<()> {
     match &args.command {
         BenchCommand::Io(args) => io::io(output, args),
         BenchCommand::Host(args) => host::host(output, args),
+        BenchCommand::Pcie(args) => pcie::pcie(output, args),
         BenchCommand::Report(args) => report::report(output, args),
     }
 }
@@ -58,9 +60,13 @@ impl<'a> Session<'a> {
         Ok(result?)
     }
 
-    /// Writes the record.
-    fn end(self, args: &BenchOutput, results: Vec<Entry>, notes: Vec<String>) -> Result<Record> {
-        let record = Record::new(self.date, command_line(), self.machine, notes, results);
+    /// The record of what was measured.
+    fn record(&self, results: Vec<Entry>, notes: Vec<String>) -> Record {
+        Record::new(self.date, command_line(), self.machine.clone(), notes, results)
+    }
+
+    /// Writes it.
+    fn end(self, args: &BenchOutput, record: &Record) -> Result<()> {
         let format = match args.output {
             _ if self.output.json => narrows_bench::Format::Json,
             Format::Md => narrows_bench::Format::Md,
@@ -71,8 +77,7 @@ impl<'a> Session<'a> {
         if format != narrows_bench::Format::Md {
             record.notes.iter().for_each(|note| say(self.output, &format!("note: {note}")));
         }
-        write(&record.text(format))?;
-        Ok(record)
+        write(&record.text(format))
     }
 }
 
