@@ -13,6 +13,7 @@ use narrows_cpu::Cpu;
 use narrows_staging::{Arena, ArenaOptions, Budget, Lock, Region};
 
 use crate::io::Step;
+use crate::machine::transparent_huge_pages;
 use crate::record::{Entry, HostResult, PeakResult, Samples};
 use crate::{Error, Result};
 
@@ -182,12 +183,6 @@ fn check(settings: &Settings) -> Result<()> {
         return wrong(format!("{} of memory: {} may be used", settings.size, settings.memory));
     }
     Ok(())
-}
-
-/// The kernel's word on huge pages: `always`, `madvise` or `never`.
-fn transparent_huge_pages() -> Option<String> {
-    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
-    Some(text.split('[').nth(1)?.split(']').next()?.to_owned())
 }
 
 /// The pages that this kernel gives: what it decides by itself is not called by another name.

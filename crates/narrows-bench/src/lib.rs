@@ -13,7 +13,9 @@
 //! go on, and leaves nothing behind whatever the answer.
 #![forbid(unsafe_code)]
 
+pub mod doctor;
 mod error;
+mod figures;
 mod format;
 pub mod host;
 pub mod io;
@@ -23,8 +25,9 @@ mod record;
 pub mod report;
 
 pub use error::{Error, Result};
+pub use figures::{Figure, Figures};
 pub use format::Format;
-pub use machine::{Disk, Gpu, Link, Machine};
+pub use machine::{Disk, Gpu, Link, Machine, transparent_huge_pages};
 pub use narrows_bytes::Bytes;
 pub use record::{
     Entry, HostResult, IoResult, KernelResult, Latency, PcieResult, PeakResult, Record, RunResult,

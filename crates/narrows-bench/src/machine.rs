@@ -148,6 +148,13 @@ impl Machine {
     }
 }
 
+/// The kernel's word on huge pages for those who do not ask: `always`, `madvise` or `never`.
+#[must_use]
+pub fn transparent_huge_pages() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    Some(text.split('[').nth(1)?.split(']').next()?.to_owned())
+}
+
 /// One line for people.
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

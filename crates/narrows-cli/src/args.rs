@@ -66,7 +66,7 @@ pub(crate) enum Command {
     /// Measure this machine: disks, memory, links.
     Bench(bench::Bench),
     /// Show what this machine has to compute with, and what holds it back.
-    Doctor,
+    Doctor(Doctor),
 }
 
 /// Model, memory and device: the same for every command that computes.
@@ -311,6 +311,13 @@ pub(crate) struct Synth {
     /// Where the random numbers start.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// A model, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
+    /// without weights a file of 256 MiB is made, and gone afterwards.
+    pub(crate) path: Option<PathBuf>,
 }
 
 fn device(text: &str) -> Result<Device, String> {

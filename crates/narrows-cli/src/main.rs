@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod failure;
+mod figures;
 mod interrupt;
 mod memory;
 mod output;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::eval(&output, &args),
         Command::Synth(args) => commands::synth::synth(&output, &args),
         Command::Bench(args) => commands::bench::bench(&output, &args),
-        Command::Doctor => commands::doctor::doctor(&output),
+        Command::Doctor(args) => commands::doctor::doctor(&output, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -253,6 +253,51 @@ pub fn run(
     Ok(Report { results: results.collect(), notes })
 }
 
+/// A quick look at what streaming weights from `path` would be like.
+#[derive(Clone, Debug)]
+pub struct Glance {
+    /// How it would be read here.
+    pub engine: IoEngine,
+    /// Why not in a better way.
+    pub notes: Vec<String>,
+    /// What came: one result.
+    pub result: Entry,
+}
+
+/// Reads for `runtime` as `narrows run` does unless told otherwise: a file, or `size` bytes that are made in a
+/// directory and gone afterwards.
+///
+/// # Errors
+/// As [`run`].
+pub fn glance(
+    path: &Path,
+    size: Bytes,
+    runtime: Duration,
+    go_on: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Glance> {
+    let settings = Settings { size: Some(size), runtime, ..Settings::default() };
+    let target = Target::open(path, &settings, go_on)?;
+    // A file of less than a tile is a tile.
+    let whole = target.size.get().saturating_sub(ALIGNMENT as u64);
+    let settings = Settings { tile: Bytes(settings.tile.get().min(whole)), ..settings };
+    if whole == 0 {
+        let wanted = Bytes(ALIGNMENT as u64 + 1);
+        return Err(Error::TooSmall { path: path.to_owned(), size: target.size, wanted });
+    }
+    let reader = Reader::open(&[target.path.clone()], IoMode::Auto, ReaderOptions::default())?;
+    let (engine, notes) = (sample::engine(reader.method()), reader.notes().to_vec());
+    drop(reader);
+    let defaults = ReaderOptions::default();
+    let iodepth = if engine == IoEngine::IoUring { defaults.depth } else { defaults.threads };
+    let case = Case { engine, iodepth, ..Case::as_run() };
+    prepare(&target, &case, &mut Vec::new(), go_on)?;
+    let sample = sample::take(&target, &case, &settings, go_on)?;
+    let mut result = result(&case, &settings, vec![sample]);
+    // By the method that a run would take here.
+    result.as_run = settings.tile == Settings::default().tile;
+    Ok(Glance { engine, notes, result: Entry::Io(result) })
+}
+
 fn describe(case: &Case) -> String {
     let cache = if case.engine.direct() { "" } else { case.cache.name() };
     format!("{} {} {} x {} {cache}", case.engine.name(), case.rw.name(), case.bs, case.iodepth)
@@ -298,7 +343,7 @@ fn usable(target: &Target, settings: &Settings, notes: &mut Vec<String>) -> Resu
             continue;
         }
         let why = match Reader::open(&[target.path.clone()], mode(engine), options(engine)) {
-            Ok(reader) if sample::is(engine, reader.method()) => continue,
+            Ok(reader) if sample::engine(reader.method()) == engine => continue,
             Ok(reader) => {
                 Error::Settings(format!("--ioengine {}: {}", engine.name(), reader.notes().join("; ")))
             }
@@ -397,6 +442,24 @@ mod tests {
         }
         let warm_only = Case::grid(&IoEngine::ALL, &[Rw::Read], &[Cache::Warm], &sizes, &[1]);
         assert_eq!(warm_only.iter().filter(|case| case.engine.direct()).count(), 4);
+    }
+
+    #[test]
+    fn a_glance_at_files_of_any_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let look = |path: &Path| {
+            glance(path, Bytes::mib(10), Duration::from_millis(1), &mut || ControlFlow::Continue(()))
+        };
+        for (len, as_run) in [(4097, false), (1 << 20, false), (9 << 20, true)] {
+            std::fs::write(&path, vec![1; len]).unwrap();
+            let Entry::Io(result) = look(&path).unwrap().result else { panic!("of another kind") };
+            assert!(result.as_run == as_run && result.bandwidth.bytes_per_second > 0.0, "{len}: {result:?}");
+        }
+        std::fs::write(&path, "little").unwrap();
+        assert!(look(&path).is_err_and(|error| error.is_request()));
+        std::fs::remove_file(&path).unwrap();
+        assert!(look(dir.path()).is_ok() && std::fs::read_dir(dir.path()).unwrap().next().is_none());
     }
 
     #[test]

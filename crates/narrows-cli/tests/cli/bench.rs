@@ -10,7 +10,7 @@ use narrows_softgpu::{SoftGpu, skip_or_fail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Ran, args, narrows, run};
+use crate::harness::{Ran, args, demo, narrows, run};
 
 /// A disk: what tests put on it goes past the page cache.
 fn folder() -> tempfile::TempDir {
@@ -178,6 +178,29 @@ fn copies_to_a_device() {
             ran.err
         );
     }
+}
+
+#[test]
+fn a_doctor_looks_at_a_disk() {
+    let dir = folder();
+    let json = run(args!["doctor", dir.path(), "--json"]).ok().json();
+    assert!(empty(dir.path()));
+    assert!(json["disk"]["bytes_per_second"].as_f64().unwrap() > 0.0, "{json}");
+    assert!(!json["disk"]["disk"]["file_system"].as_str().unwrap().is_empty(), "{json}");
+    assert!(
+        !json["isa"].as_str().unwrap().is_empty() && json["memory_bytes"].as_u64().unwrap() > 0,
+        "{json}"
+    );
+    // Weights that are there are read, and nothing is made.
+    let ran = run(args!["doctor", demo()]).ok();
+    assert!(
+        ran.out.contains("\ndisk: ") && ran.out.contains(" GB/s by ") && ran.out.contains("memory: "),
+        "{}",
+        ran.out
+    );
+    let ran = run(args!["doctor", "no-such-path"]).ok();
+    assert!(ran.out.contains("\ndisk: unknown\n  no-such-path: "), "{}", ran.out);
+    assert!(!run(["doctor"]).ok().out.contains("\ndisk: "));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use narrows_bench::{Entry, Machine, Record};
 use crate::args::Output;
 use crate::args::bench::{Bench, BenchCommand, BenchOutput, Format};
 use crate::failure::Result;
+use crate::figures;
 use crate::interrupt::Interrupt;
 use crate::memory;
 use crate::output::{StatusLine, say, write};
@@ -77,7 +78,9 @@ impl<'a> Session<'a> {
         if format != narrows_bench::Format::Md {
             record.notes.iter().for_each(|note| say(self.output, &format!("note: {note}")));
         }
-        write(&record.text(format))
+        write(&record.text(format))?;
+        figures::keep(self.output, record);
+        Ok(())
     }
 }
 
@@ -87,7 +90,7 @@ fn memory() -> Bytes {
 }
 
 /// What was typed, by the name of the program and not by where it lies.
-fn command_line() -> String {
+pub(super) fn command_line() -> String {
     let quoted = |arg: String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+%@".contains(c);
         if !arg.is_empty() && arg.chars().all(plain) {
