@@ -100,6 +100,10 @@ pub(crate) struct Compute {
     /// How weights are read.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) io: Io,
+    /// Speeds that the prediction is made with: `auto` takes the disk's from figures that `narrows bench io` or
+    /// `narrows doctor PATH` left, and measures what there is none of; `measured` measures now, `assumed` nothing.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) speeds: SpeedsFrom,
     /// Slots that streamed weights pass through [default: about 64 MiB of them].
     #[arg(long, value_name = "N")]
     pub(crate) slots: Option<NonZeroUsize>,
@@ -135,6 +139,13 @@ pub(crate) enum Io {
     Buffered,
     /// Through mappings, dropped after use.
     Mmap,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpeedsFrom {
+    Auto,
+    Measured,
+    Assumed,
 }
 
 #[derive(Args, Debug)]

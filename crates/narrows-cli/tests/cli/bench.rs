@@ -10,7 +10,7 @@ use narrows_softgpu::{SoftGpu, skip_or_fail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Ran, args, demo, narrows, run};
+use crate::harness::{Ran, args, copy_dir, demo, narrows, run};
 
 /// A disk: what tests put on it goes past the page cache.
 fn folder() -> tempfile::TempDir {
@@ -201,6 +201,61 @@ fn a_doctor_looks_at_a_disk() {
     let ran = run(args!["doctor", "no-such-path"]).ok();
     assert!(ran.out.contains("\ndisk: unknown\n  no-such-path: "), "{}", ran.out);
     assert!(!run(["doctor"]).ok().out.contains("\ndisk: "));
+}
+
+/// What a bench found of a disk is what a plan is made with, until somebody wants it measured again.
+#[test]
+fn figures_are_remembered() {
+    let (home, models) = (folder(), folder());
+    copy_dir(&demo(), &models.path().join("demo"));
+    let demo = || models.path().join("demo");
+    let with = |flags: &[std::ffi::OsString]| {
+        let mut command = narrows();
+        Ran::of(&command.env("XDG_CACHE_HOME", home.path()).args(flags).output().unwrap()).ok()
+    };
+    let plan = |flags: &[&str]| {
+        let all = args!["plan", demo(), "--ram", "8M", "--json"];
+        with(&[&all[..], &flags.iter().map(Into::into).collect::<Vec<_>>()].concat()).json()
+    };
+    assert_eq!(
+        (&plan(&[])["disk"]["source"], &plan(&["--speeds", "assumed"])["disk"]["source"]),
+        (&"measured".into(), &"assumed".into())
+    );
+    assert!(empty(home.path()));
+    // The demo model is smaller than a tile; the figure is of the disk that it lies on.
+    let direct = with(&args![
+        "bench",
+        "io",
+        demo().join(".."),
+        "--size",
+        "20M",
+        "--bs",
+        "1M",
+        "--loops",
+        "1",
+        "--json"
+    ])
+    .json();
+    let of_run = |r: &&Value| r["as_run"] == true;
+    let Some(result) = direct["results"].as_array().unwrap().iter().find(of_run) else { return };
+    let json = plan(&[]);
+    assert_eq!(json["disk"]["bytes_per_second"], result["bytes_per_second"]);
+    assert_eq!((&json["disk"]["source"], &json["disk"]["date"]), (&"remembered".into(), &direct["date"]));
+    assert_eq!(json["disk"]["measured"], true);
+    let ran = with(&args!["plan", demo(), "--ram", "8M"]);
+    assert!(ran.out.contains("(remembered of 2"), "{}", ran.out);
+    let ran = with(&args!["run", demo(), "--ram", "8M", "-p", "a", "-n", "1"]);
+    assert!(ran.err.contains("(remembered of 2"), "{}", ran.err);
+    for flags in [&["--speeds", "measured"][..], &["--io", "buffered"]] {
+        assert_eq!(plan(flags)["disk"]["source"], "measured", "{flags:?}");
+    }
+    // A cache that is no use is no failure.
+    fs::write(home.path().join("narrows/figures.json"), "{").unwrap();
+    assert_eq!(plan(&[])["disk"]["source"], "measured");
+    fs::remove_dir_all(home.path().join("narrows")).unwrap();
+    fs::write(home.path().join("narrows"), "in the way").unwrap();
+    let ran = with(&args!["doctor", models.path()]);
+    assert!(ran.err.contains("figures are not kept"), "{}", ran.err);
 }
 
 #[test]
