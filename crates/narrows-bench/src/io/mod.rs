@@ -284,7 +284,7 @@ pub fn glance(
         let wanted = Bytes(ALIGNMENT as u64 + 1);
         return Err(Error::TooSmall { path: path.to_owned(), size: target.size, wanted });
     }
-    let reader = Reader::open(&[target.path.clone()], IoMode::Auto, ReaderOptions::default())?;
+    let reader = Reader::open(std::slice::from_ref(&target.path), IoMode::Auto, ReaderOptions::default())?;
     let (engine, notes) = (sample::engine(reader.method()), reader.notes().to_vec());
     drop(reader);
     let defaults = ReaderOptions::default();
@@ -342,7 +342,7 @@ fn usable(target: &Target, settings: &Settings, notes: &mut Vec<String>) -> Resu
         if !settings.cases.iter().any(|case| case.engine == engine) {
             continue;
         }
-        let why = match Reader::open(&[target.path.clone()], mode(engine), options(engine)) {
+        let why = match Reader::open(std::slice::from_ref(&target.path), mode(engine), options(engine)) {
             Ok(reader) if sample::engine(reader.method()) == engine => continue,
             Ok(reader) => {
                 Error::Settings(format!("--ioengine {}: {}", engine.name(), reader.notes().join("; ")))

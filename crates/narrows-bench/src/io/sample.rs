@@ -141,7 +141,7 @@ fn open(target: &Target, case: &Case, tile: u64) -> Result<(Reader, Vec<Slot<Fre
         keep_cached: case.cache == Cache::Warm,
         ..options(case.engine)
     };
-    let reader = Reader::open(&[target.path.clone()], mode(case.engine), options)?;
+    let reader = Reader::open(std::slice::from_ref(&target.path), mode(case.engine), options)?;
     Ok((reader, free))
 }
 

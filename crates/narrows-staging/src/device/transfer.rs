@@ -116,8 +116,7 @@ fn queue_one(lane: &mut Lane<'_>) -> Result<(), DeviceError> {
     lane.stream.device().bind()?;
     let stream = lane.stream.raw().cu_stream();
     match &mut lane.transfer {
-        Transfer::ToDevice { from, .. } if from.is_empty() => Ok(()),
-        Transfer::ToHost { to, .. } if to.is_empty() => Ok(()),
+        Transfer::ToDevice { from: [], .. } | Transfer::ToHost { to: [], .. } => Ok(()),
         Transfer::ToDevice { from, to } => {
             // SAFETY: `to` is as long as `from` and lives in an allocation that it keeps; `from` stays borrowed until
             // the stream has been waited for.
