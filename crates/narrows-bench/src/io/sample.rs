@@ -159,7 +159,7 @@ mod tests {
             for _ in 0..20 * count {
                 let read = walk.next();
                 assert!(read.offset + read.len as u64 <= size, "{rw:?} {read:?}");
-                assert!(rw == Rw::Tiles || read.offset % 4096 == 0);
+                assert!(rw == Rw::Tiles || read.offset.is_multiple_of(4096));
                 seen.insert(read.offset);
             }
             assert_eq!(seen.len() as u64, count, "{rw:?}");
