@@ -219,6 +219,14 @@ class Bundle:
                 if case['operation'] == operation and re.search(pattern, case['of']):
                     self.judge('bench', f'{operation} {case["of"]}', case['percent_of_copy'] >= target, f'{case["percent_of_copy"]:.1f} % of copy bandwidth, target {target} %', command)
 
+    def pcie(self):
+        """Copies from and to every kind of host memory; the program compares what arrived with what was sent."""
+        command = ['./narrows', 'bench', 'pcie', '--device', 'cuda:0', '--json', '--quiet'] + (['--size', '4K,1M', '--streams', '1,2', '--loops', '1'] if self.small else [])
+        record = self.json('pcie', command, 120)
+        self.results['pcie'] = record
+        figures = ', '.join(f'{case["name"]} {case["sum"]} GB/s' for case in record['nvbandwidth']['testcases'])
+        self.check('pcie', 'copies arrive as they were sent', bool(record['results']) and all(r['verified'] for r in record['results']), figures + (' (no measurement)' if self.small else ''), command)
+
     def torch(self):
         command = ['python3', 'checks.py', '--torch']
         try: self.results['torch'] = stick = None if self.small else self.json('torch', command, 120)
@@ -373,7 +381,7 @@ class Bundle:
             print(f'no GPU to run on: {why}', file=sys.stderr)
             return 6
         if self.small: print('SMALL: this shows that everything runs; no figure here is a measurement of a GPU', flush=True)
-        steps = ['tests', 'goldens', 'bits', 'bench', 'torch', 'stream', 'wide', 'sanitizer']
+        steps = ['tests', 'goldens', 'bits', 'pcie', 'bench', 'torch', 'stream', 'wide', 'sanitizer']
         only = os.environ.get('NARROWS_BUNDLE_ONLY')
         for step in only.split(',') if only else steps:
             self.save()

@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod bench;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -61,8 +63,10 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Write a checkpoint of a well-known shape with random weights, to measure with.
     Synth(Synth),
+    /// Measure this machine: disks, memory, links.
+    Bench(bench::Bench),
     /// Show what this machine has to compute with, and what holds it back.
-    Doctor,
+    Doctor(Doctor),
 }
 
 /// Model, memory and device: the same for every command that computes.
@@ -96,6 +100,10 @@ pub(crate) struct Compute {
     /// How weights are read.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) io: Io,
+    /// Speeds that the prediction is made with: `auto` takes the disk's from figures that `narrows bench io` or
+    /// `narrows doctor PATH` left, and measures what there is none of; `measured` measures now, `assumed` nothing.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) speeds: SpeedsFrom,
     /// Slots that streamed weights pass through [default: about 64 MiB of them].
     #[arg(long, value_name = "N")]
     pub(crate) slots: Option<NonZeroUsize>,
@@ -131,6 +139,13 @@ pub(crate) enum Io {
     Buffered,
     /// Through mappings, dropped after use.
     Mmap,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpeedsFrom {
+    Auto,
+    Measured,
+    Assumed,
 }
 
 #[derive(Args, Debug)]
@@ -312,6 +327,13 @@ pub(crate) struct Synth {
     /// Where the random numbers start.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// A model, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
+    /// without weights a file of 256 MiB is made, and gone afterwards.
+    pub(crate) path: Option<PathBuf>,
 }
 
 fn device(text: &str) -> Result<Device, String> {

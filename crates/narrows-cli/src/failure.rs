@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Model(#[from] narrows::Error),
     #[error(transparent)]
     Shard(#[from] narrows_shard::Error),
+    #[error(transparent)]
+    Bench(#[from] narrows_bench::Error),
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
@@ -59,6 +61,10 @@ impl Failure {
                 E::Request(_) => 2,
                 _ => 1,
             },
+            Self::Bench(error) if error.is_request() => 2,
+            Self::Bench(error) if error.is_device() => 6,
+            Self::Bench(narrows_bench::Error::Picture { .. }) => 1,
+            Self::Bench(_) => 9,
             Self::Usage(_) | Self::Input { .. } => 2,
             Self::DoesNotFit { .. } => 5,
             Self::Device(_) => 6,
@@ -96,6 +102,9 @@ impl Failure {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
+            Self::Bench(error) if error.is_device() => {
+                Some("`narrows doctor` shows which devices there are, and what is missing".to_owned())
+            }
             _ => None,
         }
     }

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod failure;
+mod figures;
 mod interrupt;
 mod memory;
 mod output;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::logits(&output, &args),
         Command::Eval(args) => commands::eval::eval(&output, &args),
         Command::Synth(args) => commands::synth::synth(&output, &args),
-        Command::Doctor => commands::doctor::doctor(&output),
+        Command::Bench(args) => commands::bench::bench(&output, &args),
+        Command::Doctor(args) => commands::doctor::doctor(&output, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -45,8 +45,18 @@ const V1: Hierarchy = Hierarchy {
 
 /// The least that this process's cgroup or one above it leaves.
 fn cgroup_headroom() -> Option<u64> {
+    of_cgroups(headroom)
+}
+
+/// The lowest limit of this process's cgroup and those above it; `None` if there is none.
+pub(crate) fn cgroup_limit() -> Option<Bytes> {
+    of_cgroups(|hierarchy, dir| number(dir, hierarchy.limit)).map(Bytes)
+}
+
+/// The least that `of` says of this process's cgroup and those above it.
+fn of_cgroups(of: impl Fn(&Hierarchy, &Path) -> Option<u64>) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut headrooms = Vec::new();
+    let mut all = Vec::new();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -58,15 +68,18 @@ fn cgroup_headroom() -> Option<u64> {
         let root = Path::new(hierarchy.root);
         let own = root.join(path.trim_start_matches('/'));
         let dirs = own.ancestors().take_while(|dir| dir.starts_with(root));
-        headrooms.extend(dirs.filter_map(|dir| headroom(hierarchy, dir)));
+        all.extend(dirs.filter_map(|dir| of(hierarchy, dir)));
     }
-    headrooms.into_iter().min()
+    all.into_iter().min()
+}
+
+/// No limit is the word `max`, or no file.
+fn number(dir: &Path, name: &str) -> Option<u64> {
+    std::fs::read_to_string(dir.join(name)).ok()?.trim().parse().ok()
 }
 
 fn headroom(hierarchy: &Hierarchy, dir: &Path) -> Option<u64> {
-    let number = |name| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
-    // No limit is the word `max`, or no file.
-    let (limit, usage) = (number(hierarchy.limit)?, number(hierarchy.usage)?);
+    let (limit, usage) = (number(dir, hierarchy.limit)?, number(dir, hierarchy.usage)?);
     let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
     let of_cache = |line: &str| {
         hierarchy.cache.iter().find_map(|name| line.strip_prefix(name)?.trim().parse::<u64>().ok())

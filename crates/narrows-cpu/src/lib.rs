@@ -28,6 +28,7 @@ mod error;
 mod linear;
 mod matrix;
 pub mod reference;
+mod roofline;
 mod rows;
 mod simd;
 mod softmax;

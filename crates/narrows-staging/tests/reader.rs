@@ -83,7 +83,7 @@ proptest! {
             let (path, content) = (file(&folder, len), bytes(len));
             let (arena, mut free) = arena(3);
             let arenas = if register { vec![arena] } else { Vec::new() };
-            for mut reader in readers(&path, &ReaderOptions { depth, block, threads: 3, arenas, io_uring: true }) {
+            for mut reader in readers(&path, &ReaderOptions { depth, block, threads: 3, arenas, io_uring: true, keep_cached: false }) {
                 let mut todo = reads.clone();
                 let mut ended = 0;
                 loop {
@@ -274,5 +274,32 @@ fn a_mapping_does_not_stay_resident() {
         slots.push(reader.wait(None).unwrap().result.map_err(|(error, _)| error).unwrap().take().release());
         // Other tests map files at the same time.
         assert!(resident() < before + (24 << 10), "{} kB, {before} kB before", resident());
+    }
+}
+
+/// Whether a page is in the page cache: a read that may not wait finds it there.
+#[cfg(target_os = "linux")]
+fn is_cached(path: &Path, offset: u64) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let mut byte = [0];
+    let file = File::open(path).unwrap();
+    let read = preadv2(&file, &mut [std::io::IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(rustix::io::Errno::AGAIN))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_page_cache_keeps_what_it_is_told_to_keep() {
+    // Memory that says it is a disk keeps all.
+    let folder = &folders()[0];
+    for mode in [IoMode::Buffered, IoMode::Mmap] {
+        for keep_cached in [false, true] {
+            let path = file(folder, 1 << 20);
+            File::open(&path).unwrap().sync_all().unwrap();
+            let options = ReaderOptions { keep_cached, ..ReaderOptions::default() };
+            let mut reader = Reader::open(std::slice::from_ref(&path), mode, options).unwrap();
+            payload(one(&mut reader, 0, MAX)).unwrap();
+            assert_eq!(is_cached(&path, 8192), keep_cached, "{mode:?}");
+        }
     }
 }

@@ -59,7 +59,7 @@ pub use model::Model;
 pub use narrows_shard::{Bytes, Encoding};
 pub use narrows_staging::IoMode;
 pub use narrows_staging::device::Carving;
-pub use narrows_stream::{Need, Plan as TierPlan, StageStats, Stats as StreamStats};
+pub use narrows_stream::{Need, Plan as TierPlan, Speed, StageStats, Stats as StreamStats};
 pub use perplexity::Perplexity;
 pub use plan::{Bound, DevicePlan, Plan, Speeds, Workload};
 pub use quantisation::Quantisation;

@@ -24,15 +24,21 @@ const COMPUTE_BYTES: usize = 512 << 20;
 /// More than a device's caches hold, and milliseconds on any link.
 const DEVICE_BYTES: u64 = 256 << 20;
 
-/// Reads some of the model's weights, if the plan streams any, and multiplies a matrix; with a device, copies to it.
+/// Reads some of the model's weights, if the plan streams any and the disk's speed is not `known`, and multiplies a
+/// matrix; with a device, copies to it.
 pub(crate) fn speeds(
     model: &Model,
     plan: &Plan,
     io: IoMode,
     cpu: &Cpu,
     device: Option<&Device>,
+    known: Option<Speed>,
 ) -> Result<Speeds> {
-    let disk = if plan.stream.all_resident() { Speeds::default().disk } else { disk(model, plan, io)? };
+    let disk = match known {
+        Some(speed) => speed,
+        None if plan.stream.all_resident() => Speeds::default().disk,
+        None => disk(model, plan, io)?,
+    };
     match (device, &plan.device) {
         (Some(device), Some(on_device)) => {
             let (link, compute) = device_speeds(model, plan, on_device, device)?;

@@ -2,18 +2,32 @@
 
 use std::fmt::Write as _;
 
-use narrows::{Bytes, Device, Link};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use narrows::{Bytes, Device};
+use narrows_bench::doctor::{DeviceFacts, DiskFacts, Facts, hints};
+use narrows_bench::io::{IoEngine, Step, glance};
+use narrows_bench::{Disk, Entry, Link, Machine, Record, pcie, transparent_huge_pages};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::SCHEMA_VERSION;
-use crate::args::Output;
+use super::bench::command_line;
+use crate::args::{Doctor, Output};
 use crate::failure::Result;
+use crate::figures;
+use crate::interrupt::Interrupt;
 use crate::memory;
 use crate::output::{write, write_json};
 
-/// Less than this of pinned memory holds the link back.
-const PINNED_WORTH_HAVING: Bytes = Bytes::mib(256);
+/// What is read of a disk, and for how long: enough for it to come to its speed.
+const READ: Bytes = Bytes::mib(256);
+const READ_TIME: Duration = Duration::from_millis(800);
+
+/// What is copied to a device.
+const COPY: Bytes = Bytes::mib(64);
 
 #[derive(Serialize)]
 struct Report {
@@ -23,11 +37,32 @@ struct Report {
     /// Why there is no device, where there is none.
     driver: Option<String>,
     devices: Vec<DeviceReport>,
+    cpu: Option<String>,
+    /// The instruction set that is computed with.
+    isa: String,
     threads: usize,
+    memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
+    /// Absent: no cgroup limits it.
+    cgroup_limit_bytes: Option<u64>,
     /// Absent: no limit.
     pinned_limit_bytes: Option<u64>,
+    /// What the kernel says of huge pages.
+    huge_pages: Option<String>,
+    disk: Option<DiskReport>,
     hints: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct DiskReport {
+    path: PathBuf,
+    disk: Option<Disk>,
+    /// `io_uring`, `threads`, `buffered` or `mmap`.
+    ioengine: Option<&'static str>,
+    bytes_per_second: Option<f64>,
+    notes: Vec<String>,
+    /// Why it cannot be read.
+    problem: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -49,10 +84,16 @@ struct DeviceReport {
     total_bytes: Option<u64>,
     available_bytes: Option<u64>,
     context_bytes: Option<u64>,
+    /// As it was right after some copies.
     link: Option<Link>,
+    /// What pinned copies to it reach.
+    h2d_bytes_per_second: Option<f64>,
 }
 
-pub(crate) fn doctor(output: &Output) -> Result<()> {
+pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    let mut machine = Machine::here();
+    let mut results = Vec::new();
     let kernels = Device::toolkit().map(|toolkit| KernelsReport {
         toolkit: cuda(toolkit),
         architectures: Device::architectures().iter().map(|arch| version(arch / 10, arch % 10)).collect(),
@@ -61,20 +102,114 @@ pub(crate) fn doctor(output: &Output) -> Result<()> {
         Ok(count) => ((0..count).map(look).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
-    let pinned_limit_bytes = getrlimit(Resource::Memlock).current;
+    let mut go_on = || if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let disk = args.path.as_ref().map(|path| read(path, &mut go_on, &mut results));
+    interrupt.check()?;
+    machine.disk = disk.as_ref().and_then(|disk| disk.disk.clone());
+    let date = chrono::Utc::now();
+    figures::keep(output, &Record::new(date, command_line(), machine.clone(), Vec::new(), results));
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
         version: env!("CARGO_PKG_VERSION"),
         kernels,
         driver,
         devices,
-        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        cpu: machine.cpu,
+        isa: machine.isa,
+        threads: machine.threads,
+        memory_bytes: machine.memory_bytes.map(Bytes::get),
         memory_available_bytes: memory::available().map(Bytes::get),
-        pinned_limit_bytes,
+        cgroup_limit_bytes: memory::cgroup_limit().map(Bytes::get),
+        pinned_limit_bytes: getrlimit(Resource::Memlock).current,
+        huge_pages: transparent_huge_pages(),
+        disk,
         hints: Vec::new(),
     };
-    report.hints = hints(&report);
+    report.hints = hints(&facts(&report));
     if output.json { write_json(&report) } else { write(&table(&report)) }
+}
+
+/// The facts that hints are made from.
+fn facts(report: &Report) -> Facts {
+    let disk = |disk: &DiskReport| {
+        let engine = IoEngine::ALL.into_iter().find(|engine| Some(engine.name()) == disk.ioengine)?;
+        Some(DiskFacts {
+            disk: disk.disk.clone(),
+            direct: engine.direct(),
+            io_uring: engine == IoEngine::IoUring,
+            notes: disk.notes.clone(),
+            bytes_per_second: disk.bytes_per_second,
+        })
+    };
+    let device = |device: &DeviceReport| DeviceFacts {
+        device: device.device.clone(),
+        link: device.link,
+        bytes_per_second: device.h2d_bytes_per_second,
+    };
+    Facts {
+        kernels: report.kernels.is_some(),
+        x86: cfg!(target_arch = "x86_64"),
+        isa: report.isa.clone(),
+        memory: report.memory_bytes.map(Bytes),
+        cgroup_limit: report.cgroup_limit_bytes.map(Bytes),
+        locked_limit: report.pinned_limit_bytes.map(Bytes),
+        huge_pages: report.huge_pages.clone(),
+        disk: report.disk.as_ref().and_then(disk),
+        devices: report.devices.iter().map(device).collect(),
+    }
+}
+
+/// Reads from the disk behind a path for a moment: the largest file of weights, if it is a directory with some.
+fn read(path: &Path, go_on: &mut dyn FnMut() -> ControlFlow<()>, results: &mut Vec<Entry>) -> DiskReport {
+    let mut report = DiskReport {
+        path: path.to_owned(),
+        disk: Disk::behind(path),
+        ioengine: None,
+        bytes_per_second: None,
+        notes: Vec::new(),
+        problem: None,
+    };
+    let file = largest_weights(path).unwrap_or_else(|| path.to_owned());
+    match glance(&file, READ, READ_TIME, go_on) {
+        Ok(glance) => {
+            report.ioengine = Some(glance.engine.name());
+            report.notes = glance.notes;
+            if let Entry::Io(result) = &glance.result {
+                report.bytes_per_second = Some(result.bandwidth.bytes_per_second);
+            }
+            results.push(glance.result);
+        }
+        Err(error) => report.problem = Some(error.to_string()),
+    }
+    report
+}
+
+fn largest_weights(dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|ext| ext == "safetensors"));
+    let sized = weights.filter_map(|entry| Some((std::fs::metadata(entry.path()).ok()?.len(), entry.path())));
+    sized.max().map(|(_, path)| path)
+}
+
+/// What registered copies to a device reach, which tells its link from a resting one.
+fn copy(ordinal: usize) -> Option<f64> {
+    let device = pcie::Device::open(ordinal).ok()?;
+    let settings = pcie::Settings {
+        tests: vec![pcie::Test::HostToDevice],
+        memory: vec![pcie::HostKind::Registered],
+        sizes: vec![COPY],
+        streams: vec![1],
+        loops: 3,
+        host: Bytes(2 * COPY.get()),
+        skip_missing: true,
+        file: None,
+        runtime: READ_TIME,
+    };
+    let report = pcie::run(&device, &settings, &mut |_: &Step| ControlFlow::Continue(())).ok()?;
+    report.results.into_iter().find_map(|entry| match entry {
+        Entry::Pcie(result) => Some(result.bandwidth.bytes_per_second),
+        _ => None,
+    })
 }
 
 fn cuda(number: u32) -> String {
@@ -90,6 +225,8 @@ fn look(ordinal: usize) -> DeviceReport {
     let problem = device.as_ref().err().map(ToString::to_string);
     let device = device.ok();
     let d = device.as_ref();
+    // The software driver's times are nobody's.
+    let h2d_bytes_per_second = d.filter(|d| !d.is_software()).and_then(|_| copy(ordinal));
     DeviceReport {
         device: format!("cuda:{ordinal}"),
         name: d.map(|d| d.name().to_owned()),
@@ -101,33 +238,19 @@ fn look(ordinal: usize) -> DeviceReport {
         total_bytes: d.map(|d| d.total().get()),
         available_bytes: d.map(|d| d.available().get()),
         context_bytes: d.map(|d| d.context_bytes().get()),
-        link: d.and_then(Device::link),
+        link: d.and_then(|d| link(ordinal, d)),
+        h2d_bytes_per_second,
     }
 }
 
-/// What holds the machine back, and what to do about it.
-fn hints(report: &Report) -> Vec<String> {
-    let mut hints = Vec::new();
-    if report.kernels.is_none() {
-        hints.push("built without CUDA kernels: tools/get-nvcc, then build again".to_owned());
-    }
-    if let Some(limit) = report.pinned_limit_bytes.filter(|limit| Bytes(*limit) < PINNED_WORTH_HAVING) {
-        hints.push(format!(
-            "only {} may be locked in memory: `ulimit -l unlimited` (or LimitMEMLOCK) lets reads and copies go \
-             at full speed",
-            Bytes(limit)
-        ));
-    }
-    for device in &report.devices {
-        let Some(link) = &device.link else { continue };
-        if link.width < link.max_width {
-            hints.push(format!(
-                "{} has {} of {} lanes: another slot of the board may give it all",
-                device.device, link.width, link.max_width
-            ));
-        }
-    }
-    hints
+/// As the kernel sees it, or else NVIDIA's management library: that one calls the most what the slot has to give, so
+/// that a card in too small a slot looks as if it had all.
+fn link(ordinal: usize, device: &Device) -> Option<Link> {
+    let pci = pcie::Device::pci_bus_id(ordinal).ok().flatten().filter(|_| !device.is_software());
+    pci.and_then(|id| Link::of(&id)).or_else(|| {
+        let narrows::Link { generation, width, max_generation, max_width } = device.link()?;
+        Some(Link { generation, width, max_generation, max_width })
+    })
 }
 
 fn table(report: &Report) -> String {
@@ -151,14 +274,21 @@ fn table(report: &Report) -> String {
     for device in &report.devices {
         t += &describe(device);
     }
-    let _ = write!(t, "cpu: {} threads", report.threads);
-    if let Some(available) = report.memory_available_bytes {
-        let _ = write!(t, ", {} of memory available", Bytes(available));
+    let cpu = report.cpu.as_deref().unwrap_or("of unknown make");
+    let _ = writeln!(t, "cpu: {} threads, {}, {cpu}", report.threads, report.isa);
+    t += "memory: ";
+    if let (Some(all), Some(available)) = (report.memory_bytes, report.memory_available_bytes) {
+        let _ = write!(t, "{} of {} available, ", Bytes(available), Bytes(all));
+    }
+    if let Some(limit) = report.cgroup_limit_bytes {
+        let _ = write!(t, "a cgroup allows {}, ", Bytes(limit));
     }
     match report.pinned_limit_bytes {
-        Some(limit) => _ = writeln!(t, ", {} of it may be locked", Bytes(limit)),
-        None => t += ", all of it may be locked\n",
+        Some(limit) => _ = write!(t, "{} of it may be locked", Bytes(limit)),
+        None => t += "all of it may be locked",
     }
+    let _ = writeln!(t, ", huge pages: {}", report.huge_pages.as_deref().unwrap_or("unknown"));
+    t += &report.disk.as_ref().map_or(String::new(), describe_disk);
     for hint in &report.hints {
         let _ = writeln!(t, "hint: {hint}");
     }
@@ -195,5 +325,22 @@ fn describe(device: &DeviceReport) -> String {
             link.generation, link.width, link.max_generation, link.max_width
         );
     }
+    if let Some(speed) = device.h2d_bytes_per_second {
+        let _ = writeln!(t, "  copies to it: {:.1} GB/s", speed / 1e9);
+    }
+    t
+}
+
+fn describe_disk(disk: &DiskReport) -> String {
+    let mut t = format!("disk: {}", disk.disk.as_ref().map_or("unknown".to_owned(), Disk::key));
+    if let Some(disk) = &disk.disk {
+        let _ = write!(t, ", mounted at {}", disk.mount.display());
+    }
+    if let (Some(speed), Some(engine)) = (disk.bytes_per_second, disk.ioengine) {
+        let _ = write!(t, "; {:.2} GB/s by {engine}", speed / 1e9);
+    }
+    t += "\n";
+    let lines = disk.notes.iter().chain(&disk.problem);
+    lines.for_each(|line| _ = writeln!(t, "  {line}"));
     t
 }

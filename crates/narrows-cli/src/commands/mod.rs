@@ -1,5 +1,6 @@
 //! One module per command, and what those that compute share.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 mod deviation;
 pub(crate) mod doctor;
@@ -9,6 +10,7 @@ pub(crate) mod logits;
 pub(crate) mod pack;
 pub(crate) mod plan;
 pub(crate) mod run;
+mod speeds;
 pub(crate) mod synth;
 pub(crate) mod verify;
 
@@ -19,6 +21,7 @@ use std::sync::Arc;
 
 use narrows::{Bytes, Context, Engine, EngineBuilder, IoMode, Model, Text, Workload};
 
+use self::speeds::Known;
 use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
 use crate::memory;
@@ -110,9 +113,9 @@ fn start(
     {
         return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });
     }
-    let speeds = builder.measure(&model, &assumed)?;
-    let builder = builder.speeds(speeds);
-    say(output, &plan::line(&model, &builder.plan(&model)?));
+    let known = Known::of(&builder, args, &model, &assumed)?;
+    let builder = builder.speeds(known.speeds);
+    say(output, &plan::line(&model, &builder.plan(&model)?, &known));
     let engine = builder.build(model)?;
     for note in engine.io_notes() {
         say(output, &format!("note: {note}"));

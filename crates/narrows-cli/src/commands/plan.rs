@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
-use narrows::{Bound, Bytes, Context, Model, Plan, TierPlan, Workload};
+use narrows::{Bound, Bytes, Context, Model, Plan, Speed, TierPlan, Workload};
+use narrows_bench::Figure;
 use serde::Serialize;
 
+use super::speeds::{Known, source};
 use super::{SCHEMA_VERSION, builder, on_device};
 use crate::args::{Output, Plan as Args};
 use crate::failure::{Failure, Result};
@@ -74,8 +76,26 @@ struct NeedReport<'a> {
 #[derive(Serialize)]
 struct SpeedReport {
     bytes_per_second: f64,
+    /// Whether it was measured here, now or some time ago.
     measured: bool,
+    /// `measured` now, `remembered`, or `assumed`.
+    source: &'static str,
+    /// When it was measured, if it is remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    date: Option<String>,
     seconds_per_pass: f64,
+}
+
+impl SpeedReport {
+    fn new(speed: Speed, seconds_per_pass: f64, figure: Option<&Figure>) -> Self {
+        Self {
+            bytes_per_second: speed.bytes_per_second,
+            measured: speed.measured,
+            source: if figure.is_some() { "remembered" } else { source(speed) },
+            date: figure.map(|figure| figure.date.clone()),
+            seconds_per_pass,
+        }
+    }
 }
 
 pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
@@ -90,7 +110,8 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
     let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
     let assumed = builder.plan(&model)?;
-    let speeds = builder.measure(&model, &assumed)?;
+    let known = Known::of(&builder, &args.compute, &model, &assumed)?;
+    let speeds = known.speeds;
     let builder = builder.speeds(speeds);
     let plan = builder.plan(&model)?;
     let report = Report {
@@ -108,16 +129,8 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         slots: plan.stream.slots,
         positions,
         needs: needs(&plan.stream),
-        disk: SpeedReport {
-            bytes_per_second: speeds.disk.bytes_per_second,
-            measured: speeds.disk.measured,
-            seconds_per_pass: plan.stream.disk_seconds,
-        },
-        compute: SpeedReport {
-            bytes_per_second: speeds.compute.bytes_per_second,
-            measured: speeds.compute.measured,
-            seconds_per_pass: plan.compute_seconds(),
-        },
+        disk: SpeedReport::new(speeds.disk, plan.stream.disk_seconds, known.disk.as_ref()),
+        compute: SpeedReport::new(speeds.compute, plan.compute_seconds(), None),
         device: plan.device.as_ref().map(|device| DeviceReport {
             budget_bytes: device.budget.get(),
             planned_bytes: device.stream.total().get(),
@@ -128,11 +141,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
             slots: device.stream.slots,
             experts: experts(&model, &device.stream),
             needs: needs(&device.stream),
-            h2d: SpeedReport {
-                bytes_per_second: speeds.link.bytes_per_second,
-                measured: speeds.link.measured,
-                seconds_per_pass: plan.link_seconds(),
-            },
+            h2d: SpeedReport::new(speeds.link, plan.link_seconds(), None),
         }),
         seconds_per_token: plan.seconds_per_token(),
         bound: plan.bound().to_string(),
@@ -141,7 +150,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     if output.json {
         return write_json(&report);
     }
-    write(&table(&model, &plan, &report))
+    write(&table(&model, &plan, &report, &known))
 }
 
 fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
@@ -164,7 +173,7 @@ fn staying(plan: &TierPlan) -> String {
 }
 
 /// What to expect, in one line.
-pub(super) fn line(model: &Model, plan: &Plan) -> String {
+pub(super) fn line(model: &Model, plan: &Plan, known: &Known) -> String {
     let s = &plan.stream;
     let mut line = format!("plan: {} in {} layers", model.pass_bytes(), model.architecture().layers);
     if let Some(device) = &plan.device {
@@ -183,7 +192,7 @@ pub(super) fn line(model: &Model, plan: &Plan) -> String {
     }
     line += &format!("; RAM {} of {}", s.total(), plan.budget);
     if !s.all_resident() {
-        line += &format!("; {}", flow(s, "from disk"));
+        line += &format!("; {} ({})", flow(s, "from disk"), known.disk_source());
     }
     line + &format!("; ~{} (bound by {})", per_token(plan.seconds_per_token()), plan.bound())
 }
@@ -235,13 +244,14 @@ fn changes(plan: &Plan) -> Vec<String> {
     changes
 }
 
-fn table(model: &Model, plan: &Plan, report: &Report<'_>) -> String {
-    let mut t = format!("{}\n", line(model, plan));
+fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> String {
+    let mut t = format!("{}\n", line(model, plan, known));
     for need in &report.needs {
         let _ = writeln!(t, "  {:<24} {:>10}", need.what, Bytes(need.bytes).to_string());
     }
     let speed = |speed: &SpeedReport| {
-        let how = if speed.measured { "measured" } else { "assumed" };
+        let day = speed.date.as_deref().and_then(|date| date.split('T').next());
+        let how = speed.source.to_owned() + &day.map_or(String::new(), |day| format!(" of {day}"));
         format!("{:.2} GB/s ({how}), {:.3} s a pass", speed.bytes_per_second / 1e9, speed.seconds_per_pass)
     };
     let _ = writeln!(t, "disk: {}\ncompute: {}", speed(&report.disk), speed(&report.compute));

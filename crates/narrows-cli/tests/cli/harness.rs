@@ -22,6 +22,8 @@ pub(crate) fn narrows() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_narrows"));
     // Tests need no GPU, and use none that is there.
     command.stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "");
+    // Nor the figures that somebody keeps, which tests would change and depend on.
+    command.env_remove("XDG_CACHE_HOME").env_remove("HOME");
     command
 }
 

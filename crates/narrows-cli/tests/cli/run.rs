@@ -93,7 +93,10 @@ fn experts_are_counted() {
     assert_eq!(number("routed_bytes"), (hits + misses) * expert);
     assert_eq!(number("dense_bytes"), 5 * 12 * expert);
     let plan = run(args!["plan", &model, "--json"]).ok().json();
-    assert_eq!((plan["experts"]["count"].as_u64(), plan["experts"]["staying"].as_u64()), (Some(12), Some(12)));
+    assert_eq!(
+        (plan["experts"]["count"].as_u64(), plan["experts"]["staying"].as_u64()),
+        (Some(12), Some(12))
+    );
     let dense = run(args!["run", demo(), "-p", "In", "-n", "1", "--json"]).ok().json();
     assert!(dense["stats"].get("experts").is_none());
 }

@@ -1,13 +1,13 @@
 use std::collections::VecDeque;
-use std::ffi::c_void;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::result;
 
 use super::error::Doing as _;
+use super::host::Pinned;
 use super::{Device, DeviceError, DeviceSlice, Event, Priority, Stream};
 use crate::{Arena, Error, Filling, Free, InUse, Memory, Ready, Slot};
 
@@ -224,33 +224,5 @@ impl Drop for Copier {
 impl fmt::Debug for Copier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Copier({} in flight)", self.flying.len())
-    }
-}
-
-/// An arena that the driver holds in place.
-struct Pinned {
-    device: Device,
-    arena: Arena,
-}
-
-impl Pinned {
-    fn new(device: &Device, arena: &Arena) -> Result<Self, DeviceError> {
-        device.bind()?;
-        let start = arena.as_ptr().cast_mut().cast::<c_void>();
-        // SAFETY: The range is mapped for as long as the arena is kept here. The driver only locks its pages.
-        unsafe { sys::cuMemHostRegister_v2(start, arena.len(), sys::CU_MEMHOSTREGISTER_PORTABLE) }
-            .result()
-            .doing("pinning host memory")?;
-        Ok(Self { device: device.clone(), arena: arena.clone() })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let context = self.device.context();
-        context.record_err(context.bind_to_thread());
-        let start = self.arena.as_ptr().cast_mut().cast::<c_void>();
-        // SAFETY: Registered in `new` and unregistered only here, after the copies that read it.
-        context.record_err(unsafe { sys::cuMemHostUnregister(start) }.result());
     }
 }

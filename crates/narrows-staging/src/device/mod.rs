@@ -6,9 +6,11 @@
 
 mod copier;
 mod error;
+mod host;
 mod memory;
 mod pool;
 mod stream;
+mod transfer;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,9 +21,11 @@ use narrows_bytes::Bytes;
 pub use copier::{Copied, Copier, DeviceRegion, Source};
 pub use error::DeviceError;
 use error::Doing as _;
+pub use host::{HostKind, HostMemory};
 pub use memory::{Carving, DeviceArena, DeviceSlice};
 pub use pool::{DevicePool, Pooled};
 pub use stream::{Event, Priority, Stream};
+pub use transfer::{Lane, Transfer, Transfers};
 
 /// What ranges of device memory start at a multiple of: what the driver aligns its own allocations to, and
 /// enough for every vector load and bulk copy.

@@ -141,7 +141,7 @@ impl fmt::Debug for Stream {
     }
 }
 
-fn same_length(what: &'static str, found: usize, expected: usize) -> Result<(), DeviceError> {
+pub(super) fn same_length(what: &'static str, found: usize, expected: usize) -> Result<(), DeviceError> {
     if found == expected { Ok(()) } else { Err(DeviceError::Length { what, found, expected }) }
 }
 

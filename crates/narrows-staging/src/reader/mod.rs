@@ -81,11 +81,21 @@ pub struct ReaderOptions {
     pub arenas: Vec<Arena>,
     /// Whether io_uring may be used.
     pub io_uring: bool,
+    /// Whether what is read through the page cache stays there. Weights that do not fit gain nothing by it, and
+    /// others lose their pages; whoever measures the page cache wants it.
+    pub keep_cached: bool,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        Self { depth: 32, block: 512 << 10, threads: 8, arenas: Vec::new(), io_uring: true }
+        Self {
+            depth: 32,
+            block: 512 << 10,
+            threads: 8,
+            arenas: Vec::new(),
+            io_uring: true,
+            keep_cached: false,
+        }
     }
 }
 
@@ -289,7 +299,8 @@ fn buffered(paths: &[PathBuf], options: &ReaderOptions) -> Result<Chosen, Error>
 fn threads(files: Arc<Files>, options: &ReaderOptions, cached: bool) -> Result<Box<dyn Device>, Error> {
     let reads = files.clone();
     let read_at = Arc::new(move |file, offset, buffer: &mut [u8]| reads.read_at(file, offset, buffer));
-    let threads = Threads::new(options.threads.max(1), read_at, cached.then_some(files));
+    let cached = cached.then_some((files, options.keep_cached));
+    let threads = Threads::new(options.threads.max(1), read_at, cached);
     Ok(Box::new(threads.map_err(Error::Threads)?))
 }
 
@@ -297,7 +308,8 @@ fn mapped(paths: &[PathBuf], options: &ReaderOptions, notes: &mut Vec<String>) -
     let files = Arc::new(Files::open(paths)?);
     match mmap::read_at(&files) {
         Ok(read_at) => {
-            let threads = Threads::new(options.threads.max(1), read_at, Some(files));
+            let cached = Some((files, options.keep_cached));
+            let threads = Threads::new(options.threads.max(1), read_at, cached);
             Ok((Box::new(threads.map_err(Error::Threads)?), Method::Mmap))
         }
         Err(error) => {

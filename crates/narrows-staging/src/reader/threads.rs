@@ -18,8 +18,8 @@ pub(super) struct Threads {
     events: Receiver<Event>,
     wake: Sender<Event>,
     workers: Vec<JoinHandle<()>>,
-    /// The files, if they are read through the page cache.
-    cached: Option<Arc<Files>>,
+    /// The files, if they are read through the page cache, and whether they may stay in it.
+    cached: Option<(Arc<Files>, bool)>,
 }
 
 enum Event {
@@ -28,12 +28,16 @@ enum Event {
 }
 
 impl Threads {
-    pub(super) fn new(count: usize, read_at: Arc<ReadAt>, cached: Option<Arc<Files>>) -> io::Result<Self> {
+    pub(super) fn new(
+        count: usize,
+        read_at: Arc<ReadAt>,
+        cached: Option<(Arc<Files>, bool)>,
+    ) -> io::Result<Self> {
         let (ops, queue) = mpsc::channel::<Op>();
         let (wake, events) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
         let mut threads = Self { ops: Some(ops), events, wake, workers: Vec::new(), cached };
-        if let Some(files) = &threads.cached {
+        if let Some((files, _)) = &threads.cached {
             for file in 0..files.files.len() {
                 files.advise(file, 0, 0, Advice::Sequential);
             }
@@ -96,7 +100,7 @@ unsafe impl Device for Threads {
 
     fn tile_ends(&self, file: usize, offset: u64, len: u64) {
         // A model bigger than memory gains nothing from the page cache, and others lose theirs.
-        if let Some(files) = &self.cached {
+        if let Some((files, false)) = &self.cached {
             files.advise(file, offset, len, Advice::DontNeed);
         }
     }

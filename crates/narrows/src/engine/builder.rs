@@ -7,7 +7,7 @@ use narrows_cpu::Cpu;
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{Carving, Copier, DeviceArena, DeviceRegion, Priority, Stream as DeviceStream};
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions, Reservation};
-use narrows_stream::{FileSource, Options as StreamOptions, Stream, TileId, Trace, Upload};
+use narrows_stream::{FileSource, Options as StreamOptions, Speed, Stream, TileId, Trace, Upload};
 
 use super::{Context, Engine};
 use crate::architecture::Architecture;
@@ -207,12 +207,13 @@ impl EngineBuilder {
     }
 
     /// Measures how fast this machine is, for [`EngineBuilder::speeds`]: reads some of the weights if `plan`
-    /// streams any, and multiplies a matrix. Takes less than a second and a quarter of the plan's budget.
+    /// streams any and the speed of the `disk` is not known from before, and multiplies a matrix. Takes less than a
+    /// second and a quarter of the plan's budget.
     ///
     /// # Errors
     /// The weights cannot be read, or threads cannot be started.
-    pub fn measure(&self, model: &Model, plan: &Plan) -> Result<Speeds> {
-        measure::speeds(model, plan, self.io, &self.cpu()?, self.device.as_ref())
+    pub fn measure(&self, model: &Model, plan: &Plan, disk: Option<Speed>) -> Result<Speeds> {
+        measure::speeds(model, plan, self.io, &self.cpu()?, self.device.as_ref(), disk)
     }
 
     /// Plans, and starts to read the weights; they are there when a request needs them.
