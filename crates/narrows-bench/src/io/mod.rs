@@ -155,7 +155,8 @@ impl Case {
     fn memory(&self, settings: &Settings) -> u64 {
         let blocks = self.bs.get().saturating_mul(self.iodepth as u64);
         let tile = self.tile(settings) + 2 * ALIGNMENT as u64;
-        blocks.saturating_add(2 * tile).saturating_add(2 * ALIGNMENT as u64 * self.iodepth as u64)
+        let slots = if self.rw == Rw::Tiles { sample::TILE_SLOTS } else { 0 };
+        blocks.max(slots).saturating_add(2 * tile).saturating_add(2 * ALIGNMENT as u64 * self.iodepth as u64)
     }
 }
 
