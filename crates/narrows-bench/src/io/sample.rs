@@ -17,9 +17,6 @@ const OFF_PAGE: u64 = 1022;
 
 const HUGE_PAGE: u64 = 2 << 20;
 
-/// What a plan's slots hold together unless told otherwise.
-pub(super) const TILE_SLOTS: u64 = 64 << 20;
-
 /// What was read while the clock ran.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
@@ -123,12 +120,7 @@ fn open(target: &Target, case: &Case, tile: u64) -> Result<(Reader, Vec<Slot<Fre
         Rw::Read | Rw::RandRead => tile as usize,
         Rw::Tiles => Reader::capacity_for(tile as usize),
     };
-    let in_flight = case.iodepth as u64 * case.bs.get();
-    let slots = match case.rw {
-        Rw::Read | Rw::RandRead => case.iodepth,
-        // One more is being given back; and no fewer than a plan gives a model that streams.
-        Rw::Tiles => (in_flight.div_ceil(tile) + 2).max(TILE_SLOTS / tile) as usize,
-    };
+    let slots = case.slots(tile);
     // Whole huge pages and enough of them, as the arenas of a run have: in small ones a request to the disk breaks
     // into too many segments.
     let size = slots as u64 * capacity.next_multiple_of(ALIGNMENT) as u64;
