@@ -83,7 +83,7 @@ proptest! {
             let (path, content) = (file(&folder, len), bytes(len));
             let (arena, mut free) = arena(3);
             let arenas = if register { vec![arena] } else { Vec::new() };
-            for mut reader in readers(&path, &ReaderOptions { depth, block, threads: 3, arenas, io_uring: true, keep_cached: false }) {
+            for mut reader in readers(&path, &ReaderOptions { depth, block, threads: 3, arenas, ..ReaderOptions::default() }) {
                 let mut todo = reads.clone();
                 let mut ended = 0;
                 loop {
@@ -294,7 +294,8 @@ fn the_page_cache_keeps_what_it_is_told_to_keep() {
     let folder = &folders()[0];
     for mode in [IoMode::Buffered, IoMode::Mmap] {
         for keep_cached in [false, true] {
-            let path = file(folder, 1 << 20);
+            // All of it: the kernel keeps pages in folios of several, and drops those that it may drop whole.
+            let path = file(folder, MAX);
             File::open(&path).unwrap().sync_all().unwrap();
             let options = ReaderOptions { keep_cached, ..ReaderOptions::default() };
             let mut reader = Reader::open(std::slice::from_ref(&path), mode, options).unwrap();

@@ -151,11 +151,21 @@ impl Case {
         if self.rw == Rw::Tiles { settings.tile.get() } else { self.bs.get() }
     }
 
-    /// What is mapped to read into, at most: blocks in flight, and a tile on either side of them.
+    /// Slots that keep as many blocks in flight.
+    fn slots(&self, tile: u64) -> usize {
+        if self.rw != Rw::Tiles {
+            return self.iodepth;
+        }
+        // One more is being given back; and no fewer than a plan gives a model that streams, which is some 64 MiB.
+        let blocks = tile.saturating_add(ALIGNMENT as u64).div_ceil(self.bs.get()) as usize;
+        let planned = ((64 << 20) / tile).min(64) as usize;
+        (self.iodepth.div_ceil(blocks) + 2).max(planned)
+    }
+
+    /// What is mapped to read into.
     fn memory(&self, settings: &Settings) -> u64 {
-        let blocks = self.bs.get().saturating_mul(self.iodepth as u64);
-        let tile = self.tile(settings) + 2 * ALIGNMENT as u64;
-        blocks.saturating_add(2 * tile).saturating_add(2 * ALIGNMENT as u64 * self.iodepth as u64)
+        let tile = self.tile(settings);
+        (self.slots(tile) as u64).saturating_mul(tile.saturating_add(2 * ALIGNMENT as u64))
     }
 }
 
@@ -235,7 +245,8 @@ pub fn run(
     let target = Target::open(path, settings, &mut || go_on(&step))?;
     let cases = usable(&target, settings, &mut notes)?;
     for case in &cases {
-        let wanted = Bytes(case.tile(settings) + if case.rw == Rw::Tiles { ALIGNMENT as u64 } else { 0 });
+        let spare = Bytes(if case.rw == Rw::Tiles { ALIGNMENT as u64 } else { 0 });
+        let wanted = Bytes(case.tile(settings)) + spare;
         if wanted > target.size {
             return Err(Error::TooSmall { path: path.to_owned(), size: target.size, wanted });
         }
@@ -479,6 +490,7 @@ mod tests {
             case(Case { bs: Bytes::mib(2048), ..Case::as_run() }),
             case(Case { iodepth: 0, ..Case::as_run() }),
             case(Case { iodepth: usize::MAX, ..Case::as_run() }),
+            Settings { tile: Bytes(u64::MAX - 1), memory: Bytes::mib(1024), ..good.clone() },
         ] {
             assert!(check(&bad).is_err_and(|error| error.is_request()), "{bad:?}");
         }

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 /// Where tiles begin in a page: in the middle of it, as tensors of a checkpoint do.
 const OFF_PAGE: u64 = 1022;
 
+const HUGE_PAGE: u64 = 2 << 20;
+
 /// What was read while the clock ran.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
@@ -118,13 +120,11 @@ fn open(target: &Target, case: &Case, tile: u64) -> Result<(Reader, Vec<Slot<Fre
         Rw::Read | Rw::RandRead => tile as usize,
         Rw::Tiles => Reader::capacity_for(tile as usize),
     };
-    let in_flight = case.iodepth as u64 * case.bs.get();
-    let slots = match case.rw {
-        Rw::Read | Rw::RandRead => case.iodepth,
-        // One more is being given back.
-        Rw::Tiles => in_flight.div_ceil(tile) as usize + 2,
-    };
-    let size = Bytes(slots as u64 * capacity.next_multiple_of(ALIGNMENT) as u64);
+    let slots = case.slots(tile);
+    // Whole huge pages and enough of them, as the arenas of a run have: in small ones a request to the disk breaks
+    // into too many segments.
+    let size = slots as u64 * capacity.next_multiple_of(ALIGNMENT) as u64;
+    let size = Bytes(size.max(2 * HUGE_PAGE).next_multiple_of(HUGE_PAGE));
     let budget = Budget::new(size);
     let arena = Arena::new(&budget, "blocks", size, ArenaOptions { huge_pages: true, lock: Lock::No })?;
     let mut free = Vec::with_capacity(slots);

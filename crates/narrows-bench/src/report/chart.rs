@@ -375,7 +375,9 @@ fn gigabytes() -> Axis {
 
 fn subtitle(what: &str, record: &Record) -> String {
     let day = record.date.split('T').next().unwrap_or_default();
-    format!("{what} \u{b7} {} \u{b7} narrows {} \u{b7} {day}", record.machine.kernel, record.version)
+    // The record has all of the release.
+    let kernel = record.machine.kernel.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+    format!("{what} \u{b7} {kernel} \u{b7} narrows {} \u{b7} {day}", record.version)
 }
 
 fn bytes(value: f64) -> String {
