@@ -35,6 +35,7 @@ mod engine;
 mod error;
 mod generate;
 mod json;
+mod made;
 mod measure;
 mod model;
 mod perplexity;

@@ -8,4 +8,5 @@ mod harness;
 mod inspect;
 mod memory;
 mod pack;
+mod plan;
 mod run;
