@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod bench_run;
 mod device;
 mod harness;
 mod inspect;
