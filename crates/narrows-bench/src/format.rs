@@ -130,8 +130,10 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
     const HOST: &[&str] = &["memory", "threads", "pages", "size", "GB/s", "GiB/s", "from - to, GB/s"];
     const FLOPS: &[&str] = &["float32", "threads", "GFLOP/s", "from - to"];
     const PCIE: &[&str] = &["test", "memory", "size", "streams", "GB/s", "from - to", "verified"];
-    const KERNEL: &[&str] = &["operation", "backend", "encoding", "shape", "rows", "GB/s", "GFLOP/s"];
-    const RUN: &[&str] = &["model", "backend", "test", "budget", "t/s", "bound t/s", "bound by"];
+    const KERNEL: &[&str] =
+        &["operation", "backend", "encoding", "shape", "rows", "GB/s", "GFLOP/s", "of the roof"];
+    const RUN: &[&str] =
+        &["model", "size", "params", "backend", "ram", "test", "t/s", "bound t/s", "bound by"];
     match entry {
         Entry::Io(r) => {
             let cells = vec![
@@ -192,17 +194,22 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
                 r.rows.to_string(),
                 giga(r.bandwidth.bytes_per_second),
                 giga(r.bandwidth.bytes_per_second * r.flops_per_byte),
+                r.roof_bytes_per_second.map_or(String::new(), |roof| {
+                    format!("{:.0} %", 100.0 * r.bandwidth.bytes_per_second / roof.max(1.0))
+                }),
             ];
             (KERNEL, cells)
         }
         Entry::Run(r) => {
             let cells = vec![
-                r.model.clone(),
+                format!("{} ({})", r.model, r.model_type),
+                r.model_size.to_string(),
+                format!("{:.2} B", r.model_n_params as f64 / 1e9),
                 r.backend.clone(),
-                r.test.clone(),
                 r.budget_bytes.to_string(),
-                format!("{:.2}", r.tokens_per_second),
-                format!("{:.2}", r.bound_tokens_per_second),
+                r.test.clone(),
+                format!("{:.2} \u{b1} {:.2}", r.avg_ts, r.stddev_ts),
+                format!("{:.2}", r.bound_ts),
                 r.bound.clone(),
             ];
             (RUN, cells)
@@ -254,8 +261,13 @@ impl Table {
         if self.rows.len() < 2 {
             return String::new();
         }
-        let width =
-            |column| self.rows.iter().filter_map(|row: &Vec<String>| row.get(column)).map(String::len).max();
+        let width = |column| {
+            self.rows
+                .iter()
+                .filter_map(|row: &Vec<String>| row.get(column))
+                .map(|cell: &String| cell.chars().count())
+                .max()
+        };
         let widths: Vec<_> = (0..self.rows[0].len()).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for (i, row) in self.rows.iter().enumerate() {

@@ -6,6 +6,7 @@
 //!
 //! - [`io`] reads files: fio's words for its settings, and its figures on the same file.
 //! - [`host`] reads and copies memory.
+//! - [`kernels`] runs the operations of a model, beside the roof of the machine.
 //! - [`pcie`] copies to a device and back, under the names that nvbandwidth gives its tests.
 //! - [`doctor`] says what holds a machine back.
 //!
@@ -19,6 +20,7 @@ mod figures;
 mod format;
 pub mod host;
 pub mod io;
+pub mod kernels;
 mod machine;
 pub mod pcie;
 mod record;

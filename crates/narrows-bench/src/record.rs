@@ -214,27 +214,104 @@ pub struct KernelResult {
     pub bandwidth: Samples,
     /// Operations for each byte that is moved.
     pub flops_per_byte: f64,
+    /// What the roof of this machine would be: its memory, or its multiply-adds over `flops_per_byte`. None where
+    /// operands are in caches, and memory bounds nothing.
+    #[serde(default)]
+    pub roof_bytes_per_second: Option<f64>,
 }
 
-/// A model within a budget.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A model within a budget. Names that llama-bench has are llama-bench's, the others are ours.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunResult {
-    /// Its name.
+    /// Its directory's name, or that of a shape.
     pub model: String,
+    /// Family, size and encodings: `llama 1.1B bf16`.
+    pub model_type: String,
+    /// Size of all weights.
+    pub model_size: Bytes,
+    /// How many there are.
+    pub model_n_params: u64,
+    /// The processor.
+    pub cpu_info: Option<String>,
+    /// The device that computed.
+    pub gpu_info: Option<String>,
     /// `cpu` or `cuda:0`.
     pub backend: String,
-    /// `pp512`: a prompt of 512 tokens; `tg128`: 128 new ones.
+    /// Threads that computed on the host.
+    pub n_threads: usize,
+    /// Rows of a step at most.
+    pub n_batch: usize,
+    /// How keys are cached.
+    pub type_k: String,
+    /// How values are.
+    pub type_v: String,
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// New tokens, one a pass.
+    pub n_gen: usize,
+    /// Positions that there were before.
+    pub n_depth: usize,
+    /// `pp512`: a prompt of 512 tokens; `tg128 @ d4096`: 128 new ones after 4096 positions.
     pub test: String,
-    /// What it may take of the memory that computes.
+    /// When it began, as RFC 3339 writes it.
+    pub test_time: String,
+    /// What it may take of the host's memory.
     pub budget_bytes: Bytes,
-    /// How fast, median.
-    pub tokens_per_second: f64,
-    /// Each.
-    pub samples: Vec<f64>,
-    /// How fast it would be at most: tokens of a pass, times the speed of the link, over the bytes of a pass.
-    pub bound_tokens_per_second: f64,
-    /// The stage that bounds it.
+    /// What it may take of the device's.
+    pub vram_bytes: Option<Bytes>,
+    /// Mean time of a repetition.
+    pub avg_ns: f64,
+    /// Its standard deviation.
+    pub stddev_ns: f64,
+    /// Mean tokens per second.
+    pub avg_ts: f64,
+    /// Their standard deviation.
+    pub stddev_ts: f64,
+    /// Each repetition.
+    pub samples_ns: Vec<f64>,
+    /// Each repetition.
+    pub samples_ts: Vec<f64>,
+    /// Where streamed weights came from: `disk`; or `memory`, where they were made and no disk had a part.
+    pub source: String,
+    /// Passes over the weights, of all repetitions.
+    pub passes: u64,
+    /// Read from disk meanwhile.
+    pub bytes_disk: Bytes,
+    /// Brought into slots from where weights are made.
+    pub bytes_memory: Bytes,
+    /// Copied to the device.
+    pub bytes_pcie: Bytes,
+    /// Share of the time for which reading waited for a free slot.
+    pub stall_disk: f64,
+    /// For which the link did.
+    pub stall_pcie: Option<f64>,
+    /// For which computing waited for weights.
+    pub stall_compute: f64,
+    /// What the plan said before, of generation.
+    pub predicted_ts: Option<f64>,
+    /// How fast it would be at most: tokens of a pass, times the bandwidth, over the bytes of a pass.
+    pub bound_ts: f64,
+    /// Of what that is the bandwidth: `disk`, `copies` where no disk has a part, `h2d`, `memory`, `compute` of a device;
+    /// or `arithmetic`.
     pub bound: String,
+}
+
+impl RunResult {
+    /// Takes over how long each repetition took in which `tokens` were computed.
+    pub fn set_samples(&mut self, tokens: usize, seconds: &[f64]) {
+        self.samples_ns = seconds.iter().map(|seconds| seconds * 1e9).collect();
+        self.samples_ts = seconds.iter().map(|seconds| tokens as f64 / seconds.max(1e-9)).collect();
+        (self.avg_ns, self.stddev_ns) = mean_and_deviation(&self.samples_ns);
+        (self.avg_ts, self.stddev_ts) = mean_and_deviation(&self.samples_ts);
+    }
+}
+
+/// The arithmetic mean, and the standard deviation of the sample (over n - 1); zero of fewer than two.
+fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
+    let n = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / n.max(1.0);
+    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+    (mean, if n > 1.0 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
 }
 
 /// How long operations take, in microseconds.
@@ -275,5 +352,17 @@ mod tests {
         assert!((latency.mean_us - 50.5).abs() < 1e-9 && (latency.max_us - 100.0).abs() < 1e-9);
         assert!((latency.p50_us - 50.0).abs() < 1e-9 && (latency.p99_us - 99.0).abs() < 1e-9);
         assert_eq!(Latency::of(Vec::new()), Latency::default());
+    }
+
+    #[test]
+    fn runs_have_a_mean() {
+        let mut run = RunResult::default();
+        run.set_samples(10, &[1.0, 2.0, 3.0]);
+        assert_eq!((run.avg_ns, run.stddev_ns), (2e9, 1e9));
+        assert!((run.avg_ts - (10.0 + 5.0 + 10.0 / 3.0) / 3.0).abs() < 1e-9, "{}", run.avg_ts);
+        run.set_samples(10, &[2.0]);
+        assert_eq!((run.avg_ts, run.stddev_ts), (5.0, 0.0));
+        run.set_samples(10, &[]);
+        assert_eq!((run.avg_ts, run.stddev_ts), (0.0, 0.0));
     }
 }

@@ -49,7 +49,8 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Command {
     /// Continue a prompt, or chat on a terminal.
     Run(Run),
-    /// Predict from a model's headers whether it fits, how fast it will be, and what bounds it.
+    /// Predict from a model's headers, or from the name of a shape such as llama-70b, whether it fits, how fast it will
+    /// be, and what bounds it.
     Plan(Plan),
     /// Rewrite a checkpoint as a pack: one checksummed shard per layer, in the order of use.
     Pack(Pack),
@@ -210,9 +211,21 @@ pub(crate) struct SamplingArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(
+    after_help = "MODEL may also be the name of a shape that `narrows synth` knows, such as llama-70b: the plan \
+                        says what that model would do on this machine before anything is downloaded. There is no \
+                        disk to look at then, unless --speeds measured asks for a file of 256 MiB that is made in \
+                        --path, read for a second, and gone."
+)]
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) compute: Compute,
+    /// Plan for the pack that `narrows pack --quant` would make of it.
+    #[arg(long, value_name = "none|q8|nf4")]
+    pub(crate) quant: Option<QuantPart>,
+    /// Where the model would lie, whose disk the plan is for [default: where it lies, else the current directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) path: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

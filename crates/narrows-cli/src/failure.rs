@@ -20,6 +20,8 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {what}")]
     Input { path: PathBuf, what: String },
+    #[error("{path}: no such model directory, and no shape is called that")]
+    NoModel { path: PathBuf },
     #[error("the plan takes {needed} of memory, and this machine has {available} available")]
     DoesNotFit { needed: Bytes, available: Bytes },
     #[error("{0}")]
@@ -52,7 +54,7 @@ impl Failure {
             Self::Model(error) if error.is_device_memory() => 5,
             Self::Model(error) if error.is_device() => 6,
             Self::Model(error) => match error {
-                E::Missing { .. } => 3,
+                E::Missing { .. } | E::NoFiles { .. } => 3,
                 E::Invalid { .. } | E::Unsupported { .. } => 4,
                 E::OutOfMemory { .. } | E::DoesNotFit { .. } | E::VramBeyondDevice { .. } => 5,
                 E::Stream(_) | E::Staging(_) => 9,
@@ -66,6 +68,7 @@ impl Failure {
             Self::Bench(narrows_bench::Error::Picture { .. }) => 1,
             Self::Bench(_) => 9,
             Self::Usage(_) | Self::Input { .. } => 2,
+            Self::NoModel { .. } => 3,
             Self::DoesNotFit { .. } => 5,
             Self::Device(_) => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
@@ -97,6 +100,10 @@ impl Failure {
                 Some("somebody else uses the device's memory: a smaller --vram leaves it to them".to_owned())
             }
             Self::Model(error) if error.is_device() => Some("--device cpu computes on the CPU".to_owned()),
+            Self::NoModel { .. } => {
+                let shapes: Vec<_> = narrows::Synth::names().collect();
+                Some(format!("shapes are {}", shapes.join(", ")))
+            }
             Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
             Self::Model(narrows::Error::OutOfMemory { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())

@@ -62,6 +62,12 @@ pub enum Error {
         /// What it is needed for.
         what: String,
     },
+    /// Weights were to be read of a model that is described and has no files.
+    #[error("{model}: no files hold its weights")]
+    NoFiles {
+        /// The model.
+        model: PathBuf,
+    },
     /// A file could not be read.
     #[error("{path}: {source}")]
     Read {

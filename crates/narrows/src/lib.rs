@@ -35,6 +35,7 @@ mod engine;
 mod error;
 mod generate;
 mod json;
+mod made;
 mod measure;
 mod model;
 mod perplexity;
@@ -52,7 +53,7 @@ pub use architecture::{
     Architecture, ExpertWeight, Experts, LayerWeight, Rope, RopeScaling, Weight, WeightSpec,
 };
 pub use device::{Device, Link};
-pub use engine::{Context, Engine, EngineBuilder, ScoreInput};
+pub use engine::{Context, Engine, EngineBuilder, Feed, ScoreInput};
 pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};
 pub use model::Model;

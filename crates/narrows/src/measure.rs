@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narrows_cpu::{Cpu, Matrix, RowsMut};
-use narrows_shard::Bytes;
+use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
     Carving, Copier, DEVICE_ALIGNMENT, DeviceArena, DeviceRegion, Event, Priority, Source, Stream,
 };
@@ -13,19 +13,22 @@ use narrows_stream::Speed;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::made::Made;
 use crate::model::Model;
 use crate::plan::{DevicePlan, Plan, Speeds};
-use crate::tiling::RowTile;
+use crate::tiling::{self, RowTile};
 
 /// Long enough for a disk to come to its speed, short enough not to be noticed.
 const DISK_TIME: Duration = Duration::from_millis(300);
 /// More than most caches hold.
-const COMPUTE_BYTES: usize = 512 << 20;
+const COMPUTE_BYTES: u64 = 512 << 20;
+/// The same of keys and values, which are read again only after all weights were.
+const KV_BYTES: u64 = 256 << 20;
 /// More than a device's caches hold, and milliseconds on any link.
 const DEVICE_BYTES: u64 = 256 << 20;
 
-/// Reads some of the model's weights, if the plan streams any and the disk's speed is not `known`, and multiplies a
-/// matrix; with a device, copies to it.
+/// Reads some of the model's weights, if the plan streams any and the disk's speed is not `known`, multiplies matrices
+/// and attends to positions; with a device, copies to it.
 pub(crate) fn speeds(
     model: &Model,
     plan: &Plan,
@@ -37,15 +40,67 @@ pub(crate) fn speeds(
     let disk = match known {
         Some(speed) => speed,
         None if plan.stream.all_resident() => Speeds::default().disk,
-        None => disk(model, plan, io)?,
+        None => match model.made()? {
+            Some(made) => memory(&made, plan)?,
+            None => disk(model, plan, io)?,
+        },
     };
     match (device, &plan.device) {
         (Some(device), Some(on_device)) => {
             let (link, compute) = device_speeds(model, plan, on_device, device)?;
-            Ok(Speeds { disk, compute, link })
+            // Few rows are bound by the device's memory, whatever they read of it.
+            Ok(Speeds { disk, compute, link, attention: compute })
         }
-        _ => Ok(Speeds { disk, compute: compute(model, plan, cpu)?, link: Speeds::default().link }),
+        _ => {
+            let link = Speeds::default().link;
+            let attention = attention(model, plan, cpu)?;
+            Ok(Speeds { disk, compute: compute(model, plan, cpu)?, link, attention })
+        }
     }
+}
+
+/// What a pass multiplies with that is stored in one way.
+struct Share {
+    encoding: Encoding,
+    /// Of a pass.
+    bytes: f64,
+    /// Of a matrix, in the mean.
+    matrix: f64,
+}
+
+/// A pack's head is stored in another way than its layers, and takes another time for each of its bytes.
+fn shares(plan: &Plan) -> Vec<Share> {
+    let (walked, experts) = plan.tiling.matrices();
+    let size = |matrix: &tiling::Matrix| {
+        let row = matrix.encoding.row_bytes(matrix.cols).unwrap_or(0);
+        row as f64 * matrix.rows as f64
+    };
+    let (mut totals, mut counts) = (Vec::<(Encoding, [f64; 2])>::new(), Vec::new());
+    for (matrix, kind) in walked.map(|one| (one, 0)).chain(experts.map(|one| (one, 1))) {
+        let index = totals.iter().position(|(encoding, _)| *encoding == matrix.encoding);
+        let index = index.unwrap_or_else(|| {
+            totals.push((matrix.encoding, [0.0; 2]));
+            counts.push(0.0);
+            counts.len() - 1
+        });
+        totals[index].1[kind] += size(matrix);
+        counts[index] += 1.0;
+    }
+    let of_experts: f64 = totals.iter().map(|(_, [_, experts])| experts).sum();
+    let demanded = plan.stream.demanded_per_pass.get() as f64 / of_experts.max(1.0);
+    let share = |((encoding, [walked, experts]), count): ((Encoding, [f64; 2]), f64)| Share {
+        encoding,
+        bytes: walked + experts * demanded,
+        matrix: (walked + experts) / count,
+    };
+    totals.into_iter().zip(counts).map(share).filter(|share| share.bytes > 0.0).collect()
+}
+
+/// The speed of all shares together, of each of which it is known how long a byte takes.
+fn together(shares: &[Share], seconds_per_byte: &[f64]) -> Speed {
+    let bytes: f64 = shares.iter().map(|share| share.bytes).sum();
+    let seconds: f64 = shares.iter().zip(seconds_per_byte).map(|(share, each)| share.bytes * each).sum();
+    Speed::measured((bytes / seconds.max(1e-12)).max(1.0))
 }
 
 /// Copies pinned memory to a device, and multiplies a matrix there: by the device's clock.
@@ -55,9 +110,10 @@ fn device_speeds(
     on_device: &DevicePlan,
     device: &Device,
 ) -> Result<(Speed, Speed)> {
-    let head = model.head();
     let cols = model.architecture().hidden_size;
-    let row = head.encoding.row_bytes(cols).unwrap_or(cols);
+    let shares = shares(plan);
+    let row_of = |encoding: Encoding| encoding.row_bytes(cols).unwrap_or(cols).max(1);
+    let row = shares.iter().map(|share| row_of(share.encoding)).max().unwrap_or(cols);
     let spare = on_device.budget.saturating_sub(device.reserved_bytes());
     let most =
         DEVICE_BYTES.min(spare.get() / 4).min(plan.budget.get() / 4).min(on_device.stream.walked.get());
@@ -66,7 +122,9 @@ fn device_speeds(
     let budget = Budget::new(Bytes(plan.budget.get().saturating_add(on_device.budget.get())));
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let host = Arena::new(&budget, "measuring", Bytes(len as u64), options)?;
-    let vectors = 4 * (rows + cols);
+    let least = shares.iter().map(|share| row_of(share.encoding)).min().unwrap_or(row);
+    let most_rows = len / least;
+    let vectors = 4 * (most_rows + cols);
     let size = Bytes((len + vectors + 3 * DEVICE_ALIGNMENT) as u64);
     let arena = DeviceArena::new(device.raw(), &budget, "measuring", size, Carving::Together)?;
     let compute = Stream::new(device.raw(), Priority::Normal)?;
@@ -86,57 +144,125 @@ fn device_speeds(
         let time = copier.wait()?.map_or(0.0, |copied| (copied.time.end - copied.time.start).as_secs_f64());
         link.push(time.max(1e-9));
     }
-    let (x, y) = (arena.carve(4 * cols)?, arena.carve(4 * rows)?);
+    let (x, y) = (arena.carve(4 * cols)?, arena.carve(4 * most_rows)?);
     compute.zero(&x)?;
     slot.memory().acquire()?;
-    let operand = x.slice(0..row)?;
-    let weights = narrows_kernels::Matrix::new(slot.memory().slice(), head.encoding, rows, cols)?;
     let (start, end) = (Event::timed(device.raw())?, Event::timed(device.raw())?);
-    let mut times = Vec::new();
-    for _ in 0..3 {
-        start.record(&compute)?;
-        let y = narrows_kernels::RowsMut::new(&y, rows, 0)?;
-        device.kernels().linear(&compute, &weights, &operand, &y)?;
-        end.record(&compute)?;
-        end.synchronize()?;
-        times.push(start.until(&end)?.as_secs_f64().max(1e-9));
+    let mut each = Vec::new();
+    for share in &shares {
+        let (row, encoding) = (row_of(share.encoding), share.encoding);
+        let rows = len / row;
+        let operand = x.slice(0..cols * encoding.operand().row_bytes(1).unwrap_or(4))?;
+        let bytes = slot.memory().slice().slice(0..rows * row)?;
+        let result = y.slice(0..4 * rows)?;
+        let weights = narrows_kernels::Matrix::new(&bytes, encoding, rows, cols)?;
+        let mut times = Vec::new();
+        for _ in 0..3 {
+            start.record(&compute)?;
+            let y = narrows_kernels::RowsMut::new(&result, rows, 0)?;
+            device.kernels().linear(&compute, &weights, &operand, &y)?;
+            end.record(&compute)?;
+            end.synchronize()?;
+            times.push(start.until(&end)?.as_secs_f64().max(1e-9));
+        }
+        times.sort_by(f64::total_cmp);
+        each.push(times[1] / (rows * row) as f64);
     }
     // The median: others use the link too.
     link.sort_by(f64::total_cmp);
-    times.sort_by(f64::total_cmp);
-    Ok((Speed::measured(len as f64 / link[1]), Speed::measured(len as f64 / times[1])))
+    Ok((Speed::measured(len as f64 / link[1]), together(&shares, &each)))
 }
 
 fn compute(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
-    let head = model.head();
     let cols = model.architecture().hidden_size;
-    let row = head.encoding.row_bytes(cols).unwrap_or(cols);
-    let most = (COMPUTE_BYTES as u64).min(plan.budget.get() / 4).min(plan.stream.walked.get());
-    let rows = (most as usize / row).max(1);
+    let shares = shares(plan);
+    let most = (COMPUTE_BYTES / shares.len().max(1) as u64).min(plan.budget.get() / 4) as f64;
     // Pages as those of the weights will be; written to, since pages never written to are all one page, which
     // never leaves the cache.
     let budget = Budget::new(plan.budget);
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
-    let mut weights =
-        Arena::new(&budget, "measuring", Bytes((rows * row) as u64), options)?.carve(rows * row)?;
-    weights.as_mut_slice().fill(0x3c);
-    let weights = &weights.as_slice()[..rows * row];
-    let (x, mut y) = (vec![0.0; cols], vec![0.0; rows]);
-    // In pieces of the size of the model's matrices: threads meet after each.
-    let matrices = plan.tiling.matrices().max(1) as u64;
-    let piece = (plan.stream.walked.get() / matrices / row as u64).clamp(1, rows as u64) as usize;
-    let mut seconds = [0.0; 5];
+    let mut each = Vec::new();
+    for share in &shares {
+        let row = share.encoding.row_bytes(cols).unwrap_or(cols).max(1);
+        let rows = (most.min(share.bytes) as usize / row).max(1);
+        let arena = Arena::new(&budget, "measuring", Bytes((rows * row) as u64), options.clone())?;
+        let mut weights = arena.carve(rows * row)?;
+        weights.as_mut_slice().fill(0x3c);
+        let weights = &weights.as_slice()[..rows * row];
+        let (x, mut y) = (vec![0.0; cols], vec![0.0; rows]);
+        // In pieces of the size of the model's matrices: threads meet after each.
+        let piece = (share.matrix as usize / row).clamp(1, rows);
+        let mut seconds = [0.0; 5];
+        for seconds in &mut seconds {
+            let start = Instant::now();
+            for (weights, y) in weights.chunks(piece * row).zip(y.chunks_mut(piece)) {
+                let rows = y.len();
+                cpu.linear(Matrix::new(share.encoding, rows, cols, weights)?, &x, RowsMut::new(y, rows, 0)?)?;
+            }
+            *seconds = start.elapsed().as_secs_f64().max(1e-9);
+        }
+        // The median: others use the machine too.
+        seconds.sort_by(f64::total_cmp);
+        each.push(seconds[2] / weights.len() as f64);
+    }
+    Ok(together(&shares, &each))
+}
+
+/// Attends from one row to as many positions as there may be, in one cache after the other, as layers do.
+fn attention(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
+    let a = model.architecture();
+    let head = plan.kv_encoding.row_bytes(a.head_dim).unwrap_or(a.head_dim).max(1) * a.kv_heads;
+    let most = KV_BYTES.min(plan.budget.get() / 4) as usize;
+    let positions =
+        (plan.workload.positions / plan.workload.sequences.max(1)).clamp(1, (most / (2 * head)).max(1));
+    let cache = positions * head;
+    let layers = (most / (2 * cache)).clamp(1, a.layers.max(1));
+    let caches = vec![0x3c_u8; 2 * layers * cache];
+    let query = vec![0.0; a.q_size()];
+    let mut out = vec![0.0; a.q_size()];
+    let mut seconds = [0.0; 3];
     for seconds in &mut seconds {
         let start = Instant::now();
-        for (weights, y) in weights.chunks(piece * row).zip(y.chunks_mut(piece)) {
-            let rows = y.len();
-            cpu.linear(Matrix::new(head.encoding, rows, cols, weights)?, &x, RowsMut::new(y, rows, 0)?)?;
+        for both in caches.chunks_exact(2 * cache) {
+            let (keys, values) = both.split_at(cache);
+            let kv = KvView {
+                encoding: plan.kv_encoding,
+                keys,
+                values,
+                capacity: positions,
+                kv_heads: a.kv_heads,
+                head_dim: a.head_dim,
+            };
+            let row = AttentionRow { kv, position: positions - 1, window: None };
+            cpu.attention(&query, &[row], a.heads, a.attention_scale(), &mut out)?;
         }
         *seconds = start.elapsed().as_secs_f64().max(1e-9);
     }
-    // The median: others use the machine too.
     seconds.sort_by(f64::total_cmp);
-    Ok(Speed::measured(weights.len() as f64 / seconds[2]))
+    Ok(Speed::measured((caches.len() as f64 / seconds[1]).max(1.0)))
+}
+
+/// Copies weights that are made in memory to where the stream would have them.
+fn memory(made: &Made, plan: &Plan) -> Result<Speed> {
+    let slot = plan.stream.slot_capacity.max(plan.stream.demand_slot_capacity);
+    let budget = Budget::new(plan.budget);
+    let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
+    let mut memory = Arena::new(&budget, "measuring", slot, options)?.carve(slot.get() as usize)?;
+    let fits = |tile: &&RowTile| tile.read.len as u64 <= slot.get();
+    let (mut start, mut bytes) = (Instant::now(), 0);
+    for (count, tile) in plan.tiling.tiles.iter().filter(fits).cycle().enumerate() {
+        made.read(tile.read.file, tile.read.offset, &mut memory.as_mut_slice()[..tile.read.len])?;
+        // The first puts pages in place.
+        if count == 0 {
+            start = Instant::now();
+            continue;
+        }
+        bytes += tile.read.len;
+        if start.elapsed() > DISK_TIME / 3 {
+            break;
+        }
+    }
+    Ok(Speed::measured((bytes as f64 / start.elapsed().as_secs_f64().max(1e-9)).max(1.0)))
 }
 
 fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
@@ -147,7 +273,7 @@ fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let arena = Arena::new(&budget, "measuring", Bytes(slot.get() * slots as u64), options)?;
     let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
-    let mut reader = Reader::open(&model.paths(), io, options)?;
+    let mut reader = Reader::open(&model.paths()?, io, options)?;
     let mut free = Vec::new();
     for _ in 0..slots {
         free.push(Slot::new(arena.carve(slot.get() as usize)?));

@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use narrows_shard::{Bytes, Encoding, Layout, Reader, ShardLayout, Tensor, WeightFiles};
 
 use crate::architecture::{Architecture, Weight, WeightSpec};
 use crate::error::{Error, Result};
+use crate::made::{self, Made};
 use crate::quantisation::Quantisation;
+use crate::synth::Synth;
 
 /// Files beside the weights that belong to a model, copied into a pack.
 const SIDECARS: [&str; 14] = [
@@ -27,12 +30,40 @@ const SIDECARS: [&str; 14] = [
     "vocab.json",
 ];
 
-/// A checkpoint or a pack whose weights are those of its architecture.
+/// A checkpoint or a pack whose weights are those of its architecture; or the description of one, which can be planned
+/// with like any other.
 #[derive(Debug)]
 pub struct Model {
-    files: WeightFiles,
+    source: Source,
     architecture: Architecture,
     weights: Vec<Located>,
+}
+
+/// Where the weights are.
+#[derive(Debug)]
+enum Source {
+    /// In files.
+    Files(WeightFiles),
+    /// Nowhere: described only.
+    Described(PathBuf),
+    /// Made in memory when they are first asked for.
+    Made { name: PathBuf, layout: made::Layout, made: OnceLock<Arc<Made>> },
+}
+
+/// What reads weights, a piece at a time.
+pub(crate) enum WeightReader {
+    Files(Reader),
+    Made(Arc<Made>),
+}
+
+impl WeightReader {
+    /// Fills `buf` with the bytes of `tensor` from `offset` on.
+    pub(crate) fn read(&self, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Files(reader) => Ok(reader.read(tensor, offset, buf)?),
+            Self::Made(made) => made.read(tensor.file, tensor.range.start + offset, buf),
+        }
+    }
 }
 
 /// A weight and where it lies.
@@ -97,13 +128,55 @@ impl Model {
                 format!("tensor {name} in a {} model as its config describes it", architecture.family),
             ));
         }
-        Ok(Self { files, architecture, weights })
+        Ok(Self { source: Source::Files(files), architecture, weights })
     }
 
-    /// The directory.
+    /// A model of a well-known shape, packed as `quantisation` says, without files: its weights are random, and made in
+    /// memory when somebody reads them.
+    ///
+    /// # Errors
+    /// A weight is too large for this machine to number its bytes, or cannot be stored so.
+    pub fn of_shape(name: &str, synth: &Synth, quantisation: &Quantisation) -> Result<Self> {
+        let architecture = synth.architecture().clone();
+        let mut layout = made::Layout::default();
+        let locate = |spec: WeightSpec| {
+            let encoding = quantisation.of(spec.weight, &spec.shape).unwrap_or(Encoding::Bf16);
+            let tensor = layout.add(&spec, encoding)?;
+            Ok(Located { weight: spec.weight, name: spec.name, tensor, encoding })
+        };
+        let weights = architecture.weights().map(locate).collect::<Result<_>>()?;
+        let source = Source::Made { name: PathBuf::from(name), layout, made: OnceLock::new() };
+        Ok(Self { source, architecture, weights })
+    }
+
+    /// What a pack of this model would be: a description to plan with, of which nothing can be read. What is quantised
+    /// already stays as it is.
+    ///
+    /// # Errors
+    /// A weight is too large for this machine to number its bytes.
+    pub fn packed_as(&self, quantisation: &Quantisation) -> Result<Self> {
+        let mut layout = made::Layout::default();
+        let pack = |located: &Located| {
+            let Located { weight, name, tensor, encoding } = located;
+            let to = quantisation.of(*weight, &tensor.shape).filter(|_| encoding.block().is_none());
+            let encoding = to.unwrap_or(*encoding);
+            let spec = WeightSpec { weight: *weight, name: name.clone(), shape: tensor.shape.clone() };
+            let described = layout.add(&spec, encoding)?;
+            let dtype = if to.is_some() { described.dtype } else { tensor.dtype };
+            Ok(Located { weight: *weight, name: spec.name, tensor: Tensor { dtype, ..described }, encoding })
+        };
+        let weights = self.weights.iter().map(pack).collect::<Result<_>>()?;
+        let source = Source::Described(self.dir().to_owned());
+        Ok(Self { source, architecture: self.architecture.clone(), weights })
+    }
+
+    /// The directory; the name of a shape that has none.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.files.dir()
+        match &self.source {
+            Source::Files(files) => files.dir(),
+            Source::Described(name) | Source::Made { name, .. } => name,
+        }
     }
 
     /// The architecture.
@@ -113,9 +186,22 @@ impl Model {
     }
 
     /// The files that hold the weights.
+    ///
+    /// # Errors
+    /// [`Error::NoFiles`] for a model that is only described.
+    pub fn files(&self) -> Result<&WeightFiles> {
+        match &self.source {
+            Source::Files(files) => Ok(files),
+            Source::Described(name) | Source::Made { name, .. } => {
+                Err(Error::NoFiles { model: name.clone() })
+            }
+        }
+    }
+
+    /// Whether weights are made in memory, so that no disk has a part in what reading them takes.
     #[must_use]
-    pub const fn files(&self) -> &WeightFiles {
-        &self.files
+    pub const fn is_made(&self) -> bool {
+        matches!(self.source, Source::Made { .. })
     }
 
     /// Every weight with its name, shape and place in the files, in the order in which a pass uses them.
@@ -194,12 +280,25 @@ impl Model {
     }
 
     /// The files that hold the weights, by the numbers that tensors have for them.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.files.files().iter().map(|file| file.path.clone()).collect()
+    pub(crate) fn paths(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.files()?.files().iter().map(|file| file.path.clone()).collect())
     }
 
-    pub(crate) fn reader(&self) -> Result<Reader> {
-        Ok(self.files.reader()?)
+    pub(crate) fn reader(&self) -> Result<WeightReader> {
+        match self.made()? {
+            Some(made) => Ok(WeightReader::Made(made)),
+            None => Ok(WeightReader::Files(self.files()?.reader()?)),
+        }
+    }
+
+    /// The weights that are in memory, if they are not in files.
+    pub(crate) fn made(&self) -> Result<Option<Arc<Made>>> {
+        let Source::Made { layout, made, .. } = &self.source else { return Ok(None) };
+        if let Some(made) = made.get() {
+            return Ok(Some(Arc::clone(made)));
+        }
+        let new = Arc::new(layout.make()?);
+        Ok(Some(Arc::clone(made.get_or_init(|| new))))
     }
 
     /// The shards that a pack of this model is made of: the embedding, every layer, the head.

@@ -70,12 +70,19 @@ pub struct Speeds {
     pub compute: Speed,
     /// From pinned memory to the device.
     pub link: Speed,
+    /// Of keys and values, by the attention of one row over the positions before it.
+    pub attention: Speed,
 }
 
 impl Default for Speeds {
     /// A mid-range NVMe disk, a desktop's memory, and eight lanes of PCIe 4, assumed.
     fn default() -> Self {
-        Self { disk: Speed::assumed(3e9), compute: Speed::assumed(20e9), link: Speed::assumed(12e9) }
+        Self {
+            disk: Speed::assumed(3e9),
+            compute: Speed::assumed(20e9),
+            link: Speed::assumed(12e9),
+            attention: Speed::assumed(10e9),
+        }
     }
 }
 
@@ -92,6 +99,10 @@ pub struct Plan {
     pub budget: Bytes,
     /// Size of the KV caches.
     pub kv: Bytes,
+    /// How long attention reads them in a pass of one row of each sequence, when they are full.
+    pub kv_seconds: f64,
+    /// How keys and values are cached.
+    pub(crate) kv_encoding: Encoding,
     /// What is needed of host memory besides weights, slots and what is made later.
     pub(crate) host_needs: Vec<(&'static str, Bytes)>,
     /// Size of a tile at most; the end of the range where matrices are not cut.
@@ -184,7 +195,21 @@ impl Plan {
         let stream = host_plan(model, settings, &host_needs, w, &tiling, device.as_ref())?;
         let kv = kv_bytes(model, settings, w);
         let (budget, tiling) = (settings.budget, Arc::new(tiling));
-        Ok(Self { stream, device, workload: w, budget, kv, host_needs, tile, tiling })
+        let read = kv_read(model, settings, w).get() as f64;
+        let kv_seconds = read / settings.speeds.attention.bytes_per_second;
+        let kv_encoding = settings.kv_encoding;
+        Ok(Self {
+            stream,
+            device,
+            workload: w,
+            budget,
+            kv,
+            kv_seconds,
+            kv_encoding,
+            host_needs,
+            tile,
+            tiling,
+        })
     }
 
     /// Whether nothing that a pass walks is moved.
@@ -204,10 +229,11 @@ impl Plan {
         }
     }
 
-    /// How long a pass computes.
+    /// How long a pass computes: on all weights, and over the positions of all sequences at their longest.
     #[must_use]
     pub fn compute_seconds(&self) -> f64 {
-        self.device.as_ref().map_or(&self.stream, |device| &device.stream).compute_seconds
+        let weights = self.device.as_ref().map_or(&self.stream, |device| &device.stream).compute_seconds;
+        weights + self.kv_seconds
     }
 
     /// How long a pass copies to the device.
@@ -236,6 +262,16 @@ fn kv_bytes(model: &Model, settings: &Settings, w: Workload) -> Bytes {
         Some(_) => kv + Bytes((DEVICE_ALIGNMENT * w.sequences.max(1)) as u64),
         None => kv,
     }
+}
+
+/// What a pass of one row of each sequence reads of the KV caches when they are full.
+fn kv_read(model: &Model, settings: &Settings, w: Workload) -> Bytes {
+    let a = model.architecture();
+    let each = (w.positions / w.sequences.max(1)) as u64;
+    let read = |window: &Option<usize>| window.map_or(each, |window| each.min(window as u64));
+    let positions = a.windows.iter().map(read).fold(0, u64::saturating_add);
+    let of_a_layer = a.kv_bytes(settings.kv_encoding, 1).get() / a.layers.max(1) as u64;
+    Bytes(of_a_layer.saturating_mul(positions).saturating_mul(w.sequences as u64))
 }
 
 /// What steps need of a device, for a workload.

@@ -97,9 +97,11 @@ impl Tiling {
         Self { layers, experts, head, tiles, names }
     }
 
-    /// How many matrices there are.
-    pub(crate) fn matrices(&self) -> usize {
-        self.names.len()
+    /// The matrices that every pass multiplies with, and those of experts.
+    pub(crate) fn matrices(&self) -> (impl Iterator<Item = &Matrix>, impl Iterator<Item = &Matrix>) {
+        let walked = self.layers.iter().flatten().chain([&self.head]).flatten();
+        let experts = self.experts.iter().flatten().flat_map(|expert| &expert.matrices).flatten();
+        (walked, experts)
     }
 
     /// A tile as a message names it.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use narrows_cpu::Cpu;
-use narrows_shard::{Encoding, Reader};
+use narrows_shard::Encoding;
 use narrows_stream::{Access, Stream};
 
 use crate::architecture::{ExpertWeight, LayerWeight, Weight};
 use crate::backend::{Activation, Backend, Tile};
 use crate::error::{Error, Result};
-use crate::model::{Located, Model};
+use crate::model::{Located, Model, WeightReader};
 use crate::tiling::{self, Tiling};
 
 /// All weights of a model.
@@ -30,7 +30,7 @@ struct Vectors<B: Backend> {
 /// The embedding table, which stays on disk: a step reads the rows of its tokens.
 struct Embedding {
     table: Located,
-    reader: Reader,
+    reader: WeightReader,
     row_bytes: usize,
     bytes_read: u64,
 }

@@ -182,7 +182,8 @@ fn quantised_packs_compute_as_on_the_cpu() {
     let pack = tempfile::tempdir().unwrap();
     let source = Model::open(data("llama")).unwrap();
     let layout = source.pack_layout(&Quantisation { layers: nf4, attention: q8, head: q8 });
-    narrows_shard::pack(source.files(), &layout, pack.path(), &Default::default(), &mut |_| ()).unwrap();
+    narrows_shard::pack(source.files().unwrap(), &layout, pack.path(), &Default::default(), &mut |_| ())
+        .unwrap();
     let workload = Workload { sequences: 2, positions: 512, step_rows: 64, wanted_rows: 64 };
     let ids: Vec<Vec<u32>> = vec![IDS.map(|id| id % 256).to_vec(), (0..30).collect()];
     let on_device = {

@@ -86,7 +86,7 @@ fn check(name: &str) {
     let source = Model::open(data(name)).unwrap();
     let options = narrows_shard::PackOptions::default();
     narrows_shard::pack(
-        source.files(),
+        source.files().unwrap(),
         &source.pack_layout(&Quantisation::default()),
         pack.path(),
         &options,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use narrows::{
     Bytes, Encoding, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation, Request, ScoreInput,
-    Workload,
+    Synth, Workload,
 };
 
 fn data(name: &str) -> PathBuf {
@@ -55,7 +55,7 @@ fn pack(name: &str, quantisation: &Quantisation) -> tempfile::TempDir {
     let source = Model::open(data(name)).unwrap();
     let options = narrows_shard::PackOptions::default();
     let layout = source.pack_layout(quantisation);
-    narrows_shard::pack(source.files(), &layout, pack.path(), &options, &mut |_| ()).unwrap();
+    narrows_shard::pack(source.files().unwrap(), &layout, pack.path(), &options, &mut |_| ()).unwrap();
     pack
 }
 
@@ -289,4 +289,38 @@ fn a_workload_of_no_rows() {
     };
     engine.score(&[ScoreInput { tokens: &tokens, wanted: 0..3 }], count).unwrap();
     assert_eq!(rows, 3);
+}
+
+/// Weights that no file holds are the same wherever they are read from, and cost what files would.
+#[test]
+fn made_weights_are_weights() {
+    let quantised = Quantisation { head: None, ..Quantisation::all(Some(Encoding::Nf4)) };
+    for (shape, quantisation) in [
+        ("llama-1.1b", Quantisation::default()),
+        ("llama-1.1b", quantised),
+        ("qwen3-30b-a3b", Quantisation::all(Some(Encoding::Nf4))),
+    ] {
+        let workload = Workload { sequences: 1, positions: 8, step_rows: 8, wanted_rows: 8 };
+        let model = || Model::of_shape(shape, &Synth::new(shape, Some(1)).unwrap(), &quantisation).unwrap();
+        let score = |ram: Option<Bytes>| {
+            let mut engine = Engine::builder().workload(workload).ram(ram).build(model()).unwrap();
+            let (tokens, mut all) = ([1, 2, 3], Vec::new());
+            let input = [ScoreInput { tokens: &tokens, wanted: 0..3 }];
+            let each = |_, _, logits: &[f32]| {
+                all.extend_from_slice(logits);
+                Ok(())
+            };
+            engine.score(&input, each).unwrap();
+            (all, engine.plan().all_resident())
+        };
+        let plan = Engine::builder().workload(workload).ram(Some(Bytes(u64::MAX))).plan(&model()).unwrap();
+        let (resident, all) = score(None);
+        assert!(all && resident.iter().all(|logit| logit.is_finite()) && resident.iter().any(|l| *l != 0.0));
+        let less = Bytes(plan.stream.total().get() / 2);
+        let (streamed, all) = score(Some(less));
+        assert!(!all && streamed == resident, "{shape}");
+        assert!(model().packed_as(&quantisation).unwrap().files().is_err());
+        let described = Engine::builder().build(model().packed_as(&quantisation).unwrap());
+        assert!(matches!(described, Err(Error::NoFiles { .. })));
+    }
 }

@@ -181,6 +181,10 @@ fn host(record: &Record) -> Option<Chart> {
         })
         .collect();
     let first = all.first()?;
+    // Beside kernels it is their roof, and no curve.
+    if record.results.iter().any(|entry| matches!(entry, Entry::Kernel(_))) {
+        return None;
+    }
     let mut names = Vec::new();
     all.iter().for_each(|result| _ = colour(&mut names, &result.test));
     let series = series(
@@ -277,7 +281,7 @@ fn roofline(records: &[Record]) -> Option<Chart> {
         .reduce(f64::max)?;
     let kernels: Vec<&KernelResult> = entries()
         .filter_map(|entry| match entry {
-            Entry::Kernel(result) if result.backend == "cpu" => Some(result),
+            Entry::Kernel(r) if r.backend == "cpu" && r.roof_bytes_per_second.is_some() => Some(r),
             _ => None,
         })
         .collect();
@@ -349,13 +353,13 @@ fn runs(records: &[Record]) -> Vec<Chart> {
             &runs,
             |run| run.backend.clone(),
             |run| made(format!("{}, measured", run.backend), of(run), Line::Solid),
-            |run| (run.budget_bytes.get() as f64, run.tokens_per_second),
+            |run| (run.vram_bytes.unwrap_or(run.budget_bytes).get() as f64, run.avg_ts),
         );
         all.extend(series(
             &runs,
             |run| run.backend.clone(),
             |run| made(format!("{}, bound", run.backend), of(run), Line::Bound),
-            |run| (run.budget_bytes.get() as f64, run.bound_tokens_per_second),
+            |run| (run.vram_bytes.unwrap_or(run.budget_bytes).get() as f64, run.bound_ts),
         ));
         let machine = record.machine.cpu.as_deref().unwrap_or("a machine");
         Some(Chart {

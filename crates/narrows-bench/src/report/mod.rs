@@ -128,6 +128,7 @@ mod tests {
             rows,
             bandwidth: speed(gigabytes),
             flops_per_byte,
+            roof_bytes_per_second: Some(1e9),
         })
     }
 
@@ -137,10 +138,10 @@ mod tests {
             backend: "cpu".to_owned(),
             test: "tg128".to_owned(),
             budget_bytes: Bytes(gib << 30),
-            tokens_per_second,
-            samples: vec![tokens_per_second],
-            bound_tokens_per_second: bound,
+            avg_ts: tokens_per_second,
+            bound_ts: bound,
             bound: "disk".to_owned(),
+            ..RunResult::default()
         })
     }
 

@@ -1,12 +1,14 @@
 //! The command line of `narrows bench`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use narrows::Bytes;
+use narrows::{Bytes, Encoding, Synth};
 use narrows_bench::host::{Pages, Test};
 use narrows_bench::io::{Cache, IoEngine, Rw};
+use narrows_bench::kernels::Operation;
 use narrows_bench::pcie::{self, HostKind};
 
 #[derive(Args, Debug)]
@@ -23,6 +25,12 @@ pub(crate) enum BenchCommand {
     Host(BenchHost),
     /// Copy to a device and back, from every kind of memory; names and JSON are nvbandwidth's.
     Pcie(BenchPcie),
+    /// Run the operations of a model one at a time, on the CPU; results stand beside the machine's roofline.
+    #[command(after_help = "The kernels of a CUDA device are measured on its own clock by \
+                            `cargo bench -p narrows-kernels --bench kernels`, beside the device's own copies.")]
+    Kernels(BenchKernels),
+    /// Run a model, or a shape by name, within one or several budgets: tests, flags and names are llama-bench's.
+    Run(BenchRun),
     /// Draw results that were written with `--json`.
     Report(BenchReport),
 }
@@ -146,6 +154,89 @@ pub(crate) struct BenchPcie {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct BenchKernels {
+    /// Operations, a list: linear, dequantise, attention, rms_norm, rope, swiglu, add [default: all].
+    #[arg(long, value_name = "OP", value_delimiter = ',', value_parser = operation)]
+    pub(crate) op: Vec<Operation>,
+    /// Encodings of weights and of caches, a list.
+    #[arg(long, value_name = "ENCODING", value_delimiter = ',', default_value = "f32,bf16,f16,q8,nf4", value_parser = encoding)]
+    pub(crate) encoding: Vec<Encoding>,
+    /// Models whose matrices are taken, a list of the shapes of `narrows synth`, or `all`.
+    #[arg(long, value_name = "SHAPE", value_delimiter = ',', default_value = "llama-8b", value_parser = shape)]
+    pub(crate) shape: Vec<String>,
+    /// Rows of activations, a list.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64")]
+    pub(crate) rows: Vec<usize>,
+    /// Positions that attention looks at.
+    #[arg(long, value_name = "N", default_value = "4096")]
+    pub(crate) positions: usize,
+    /// What computes: `cpu`.
+    #[arg(long, value_name = "cpu|cuda:N", default_value = "cpu", value_parser = super::device)]
+    pub(crate) device: super::Device,
+    /// Threads that compute [default: all of the machine's].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Memory that copies of a matrix are spread over, so that none is in a cache; a larger matrix is cut.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = fio_size)]
+    pub(crate) size: Bytes,
+    /// How long a sample is timed, of at least one call: seconds, or with a unit (`500ms`).
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = time)]
+    pub(crate) runtime: Duration,
+    /// Samples of each combination, of which the median counts.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) loops: usize,
+    #[command(flatten)]
+    pub(crate) output: BenchOutput,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchRun {
+    /// A checkpoint, a pack, or the name of a shape of `narrows synth`, whose weights are then made in memory.
+    pub(crate) model: PathBuf,
+    /// Tokens of a prompt, a list; 0 for none.
+    #[arg(short = 'p', long = "n-prompt", value_name = "N", value_delimiter = ',', default_value = "512")]
+    pub(crate) prompt: Vec<usize>,
+    /// New tokens, one a pass, a list; 0 for none.
+    #[arg(short = 'n', long = "n-gen", value_name = "N", value_delimiter = ',', default_value = "128")]
+    pub(crate) gen_tokens: Vec<usize>,
+    /// Positions that there are before, a list.
+    #[arg(short = 'd', long = "n-depth", value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
+    /// Repetitions of each test, after a warm-up.
+    #[arg(short = 'r', long, value_name = "N", default_value = "5")]
+    pub(crate) repetitions: NonZeroUsize,
+    /// Budgets of memory, a list: sizes, shares of what is available, or `auto` for 80 % of it.
+    #[arg(long, value_name = "SIZE|PERCENT|auto", value_delimiter = ',', default_value = "auto", value_parser = super::ram)]
+    pub(crate) ram: Vec<super::Ram>,
+    /// Memory of the device, as for `narrows run`.
+    #[arg(long, value_name = "SIZE|PERCENT|auto", value_parser = super::ram)]
+    pub(crate) vram: Option<super::Ram>,
+    /// What computes: `auto` takes the first GPU, and the CPU where there is none.
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = super::device)]
+    pub(crate) device: super::Device,
+    /// Threads that compute [default: all of the machine's].
+    #[arg(short = 't', long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Rows of a prompt that one step computes at most.
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk: Option<NonZeroUsize>,
+    /// How keys and values are cached [default: f32 on the CPU, bf16 on a device].
+    #[arg(long, value_name = "f32|bf16|f16", value_parser = super::encoding)]
+    pub(crate) kv_dtype: Option<Encoding>,
+    /// How weights are read.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) io: super::Io,
+    /// What the matrices of a shape are stored as.
+    #[arg(long, value_name = "none|q8|nf4")]
+    pub(crate) quant: Option<super::QuantPart>,
+    /// Layers of a shape, in place of its own.
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<usize>,
+    #[command(flatten)]
+    pub(crate) output: BenchOutput,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct BenchReport {
     /// What `narrows bench ... --json` wrote, one file or several.
     #[arg(required = true)]
@@ -153,6 +244,21 @@ pub(crate) struct BenchReport {
     /// The picture (`.svg`), or the page with pictures and tables (`.html`), to write.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+}
+
+fn operation(text: &str) -> Result<Operation, String> {
+    named(text, &Operation::ALL, Operation::name)
+}
+
+fn encoding(text: &str) -> Result<Encoding, String> {
+    let all = [Encoding::F32, Encoding::Bf16, Encoding::F16, Encoding::Q8, Encoding::Nf4];
+    named(text, &all, Encoding::name)
+}
+
+fn shape(text: &str) -> Result<String, String> {
+    let known = text == "all" || Synth::names().any(|name| name == text);
+    let names = || Synth::names().collect::<Vec<_>>().join(", ");
+    known.then(|| text.to_owned()).ok_or_else(|| format!("not one of all, {}", names()))
 }
 
 fn testcase(text: &str) -> Result<pcie::Test, String> {

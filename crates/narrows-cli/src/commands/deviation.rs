@@ -35,7 +35,7 @@ struct TensorReport {
 /// with what it would be.
 pub(crate) fn measure(output: &Output, model: &Model, named: Option<&Path>) -> Result<Report> {
     let quantised = |encoding: Option<Encoding>| encoding.is_some_and(|e| e.block().is_some());
-    let source = match (named, model.files().manifest()) {
+    let source = match (named, model.files()?.manifest()) {
         (Some(dir), _) => Some(dir.to_owned()),
         (None, Some(manifest)) if model.tensors().any(|(_, _, tensor)| quantised(tensor.encoding)) => {
             Some(recorded(model.dir(), manifest)?)
@@ -49,7 +49,7 @@ pub(crate) fn measure(output: &Output, model: &Model, named: Option<&Path>) -> R
         }
         None => None,
     };
-    let own = model.files().reader()?;
+    let own = model.files()?.reader()?;
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let mut sums: BTreeMap<&'static str, Deviation> = BTreeMap::new();
     let (mut total, mut tensors) = (Deviation::default(), Vec::new());

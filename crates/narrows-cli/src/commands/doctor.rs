@@ -184,7 +184,8 @@ fn read(path: &Path, go_on: &mut dyn FnMut() -> ControlFlow<()>, results: &mut V
     report
 }
 
-fn largest_weights(dir: &Path) -> Option<PathBuf> {
+/// The file of a directory that holds most weights.
+pub(super) fn largest_weights(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten();
     let weights = entries.filter(|entry| entry.path().extension().is_some_and(|ext| ext == "safetensors"));
     let sized = weights.filter_map(|entry| Some((std::fs::metadata(entry.path()).ok()?.len(), entry.path())));

@@ -51,14 +51,14 @@ struct TensorReport<'a> {
 
 pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
     let model = Model::open(&args.model)?;
-    let mut report = report(&model, args.tensors);
+    let mut report = report(&model, args.tensors)?;
     if let Some(source) = &args.error {
         report.error = Some(deviation::measure(output, &model, source.as_deref())?);
     }
     if output.json { write_json(&report) } else { write(&table(&report)) }
 }
 
-fn report(model: &Model, with_tensors: bool) -> Report<'_> {
+fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
     let a = model.architecture();
     let mut layer_bytes = vec![0; a.layers];
     let (mut embedding_bytes, mut head_bytes, mut parameters) = (0, 0, 0);
@@ -74,7 +74,7 @@ fn report(model: &Model, with_tensors: bool) -> Report<'_> {
         }
         let encoding = tensor.encoding.map(|e| e.to_string()).unwrap_or_default();
         *bytes_by_encoding.entry(encoding.clone()).or_default() += bytes;
-        let file = &model.files().files()[tensor.file].path;
+        let file = &model.files()?.files()[tensor.file].path;
         tensors.push(TensorReport {
             name,
             encoding,
@@ -84,10 +84,10 @@ fn report(model: &Model, with_tensors: bool) -> Report<'_> {
             bytes,
         });
     }
-    Report {
+    Ok(Report {
         schema_version: SCHEMA_VERSION,
         family: a.family,
-        packed: model.files().manifest().is_some(),
+        packed: model.files()?.manifest().is_some(),
         parameters,
         bytes: model.weight_bytes().get(),
         bytes_per_pass: model.pass_bytes().get(),
@@ -108,7 +108,7 @@ fn report(model: &Model, with_tensors: bool) -> Report<'_> {
         rope_scaling: format!("{:?}", a.rope.scaling),
         tensors: with_tensors.then_some(tensors),
         error: None,
-    }
+    })
 }
 
 fn table(r: &Report<'_>) -> String {

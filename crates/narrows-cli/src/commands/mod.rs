@@ -19,7 +19,7 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use narrows::{Bytes, Context, Engine, EngineBuilder, IoMode, Model, Text, Workload};
+use narrows::{Bytes, Context, Engine, EngineBuilder, IoMode, Model, Quantisation, Synth, Text, Workload};
 
 use self::speeds::Known;
 use crate::args::{Compute, Device, Io, Output, Ram};
@@ -63,6 +63,17 @@ fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<
         Ram::Auto => Bytes((reserved + AUTO_VRAM_SHARE * (total - reserved)) as u64),
     };
     Ok(builder.device(Some(device)).vram(Some(vram)))
+}
+
+/// Opens a directory; if there is none, a shape of that name, packed as `quantisation` says, with as many `layers`.
+fn open_or_shape(path: &Path, quantisation: &Quantisation, layers: Option<usize>) -> Result<Model> {
+    if path.exists() {
+        return Ok(Model::open(path)?);
+    }
+    match path.to_str().filter(|name| Synth::names().any(|shape| shape == *name)) {
+        Some(name) => Ok(Model::of_shape(name, &Synth::new(name, layers)?, quantisation)?),
+        None => Err(Failure::NoModel { path: path.to_owned() }),
+    }
 }
 
 /// Settings of the engine as the flags say, but for the device.

@@ -44,7 +44,7 @@ pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
     let mut display =
         Progress::new(output, "packing", Unit::Bytes, model.weight_bytes_as(&quantisation).get());
     let result = narrows_shard::pack(
-        model.files(),
+        model.files()?,
         &model.pack_layout(&quantisation),
         &args.output,
         &options,

@@ -1,14 +1,15 @@
 //! `narrows plan`, and the line by which every computing command begins.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
-use narrows::{Bound, Bytes, Context, Model, Plan, Speed, TierPlan, Workload};
+use narrows::{Bound, Bytes, Context, Model, Plan, Quantisation, Speed, TierPlan, Workload};
 use narrows_bench::Figure;
 use serde::Serialize;
 
 use super::speeds::{Known, source};
-use super::{SCHEMA_VERSION, builder, on_device};
-use crate::args::{Output, Plan as Args};
+use super::{SCHEMA_VERSION, builder, on_device, open_or_shape};
+use crate::args::{Output, Plan as Args, QuantPart};
 use crate::failure::{Failure, Result};
 use crate::output::{write, write_json};
 
@@ -18,6 +19,11 @@ const POSITIONS: usize = 512;
 #[derive(Serialize)]
 struct Report<'a> {
     schema_version: u32,
+    /// The directory, or the name of a shape.
+    model: String,
+    /// Whether there are files; else all is from the architecture.
+    files: bool,
+    parameters: u64,
     weight_bytes: u64,
     budget_bytes: u64,
     planned_bytes: u64,
@@ -34,6 +40,8 @@ struct Report<'a> {
     needs: Vec<NeedReport<'a>>,
     disk: SpeedReport,
     compute: SpeedReport,
+    /// Of keys and values.
+    attention: SpeedReport,
     device: Option<DeviceReport<'a>>,
     seconds_per_token: f64,
     bound: String,
@@ -102,7 +110,20 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     if args.compute.trace.is_some() {
         return Err(Failure::Usage("--trace: a plan runs nothing that could be traced".to_owned()));
     }
-    let model = Model::open(&args.compute.model)?;
+    let quantisation = Quantisation::all(args.quant.and_then(QuantPart::encoding));
+    let mut model = open_or_shape(&args.compute.model, &quantisation, None)?;
+    if args.quant.is_some() && !model.is_made() {
+        model = model.packed_as(&quantisation)?;
+    }
+    let described = model.files().is_err();
+    if args.path.is_some() && !described {
+        return Err(Failure::Usage("--path: the model lies on the disk where it is".to_owned()));
+    }
+    let lies = if model.is_made() { Path::new(".") } else { model.dir() };
+    let dir = args.path.as_deref().unwrap_or(lies);
+    if !dir.is_dir() {
+        return Err(Failure::Usage(format!("--path: {} is no directory", dir.display())));
+    }
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
         Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
@@ -110,12 +131,18 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
     let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
     let assumed = builder.plan(&model)?;
-    let known = Known::of(&builder, &args.compute, &model, &assumed)?;
+    let known = match described {
+        true => Known::without_files(&builder, &args.compute, &model, &assumed, dir)?,
+        false => Known::of(&builder, &args.compute, &model, &assumed)?,
+    };
     let speeds = known.speeds;
     let builder = builder.speeds(speeds);
     let plan = builder.plan(&model)?;
     let report = Report {
         schema_version: SCHEMA_VERSION,
+        model: model.dir().display().to_string(),
+        files: !described,
+        parameters: parameters(&model),
         weight_bytes: model.weight_bytes().get(),
         budget_bytes: plan.budget.get(),
         planned_bytes: plan.stream.total().get(),
@@ -130,7 +157,8 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         positions,
         needs: needs(&plan.stream),
         disk: SpeedReport::new(speeds.disk, plan.stream.disk_seconds, known.disk.as_ref()),
-        compute: SpeedReport::new(speeds.compute, plan.compute_seconds(), None),
+        compute: SpeedReport::new(speeds.compute, plan.compute_seconds() - plan.kv_seconds, None),
+        attention: SpeedReport::new(speeds.attention, plan.kv_seconds, None),
         device: plan.device.as_ref().map(|device| DeviceReport {
             budget_bytes: device.budget.get(),
             planned_bytes: device.stream.total().get(),
@@ -151,6 +179,11 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         return write_json(&report);
     }
     write(&table(&model, &plan, &report, &known))
+}
+
+/// Elements of all weights.
+pub(super) fn parameters(model: &Model) -> u64 {
+    model.tensors().map(|(_, _, tensor)| tensor.shape.iter().product::<usize>() as u64).sum()
 }
 
 fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
@@ -245,7 +278,21 @@ fn changes(plan: &Plan) -> Vec<String> {
 }
 
 fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> String {
-    let mut t = format!("{}\n", line(model, plan, known));
+    let mut t = String::new();
+    if !report.files {
+        let Report { model: name, parameters, .. } = report;
+        let _ = writeln!(
+            t,
+            "{name}: {:.1} billion parameters in {}; no files were read",
+            *parameters as f64 / 1e9,
+            Bytes(report.weight_bytes)
+        );
+    }
+    let _ = writeln!(t, "{}", line(model, plan, known));
+    if let Some(experts) = &report.experts {
+        let each = format!("{} of a layer for a token, {} each", experts.per_token, Bytes(experts.bytes));
+        let _ = writeln!(t, "  {:<24} {:>10} ({each})", "experts", experts.count);
+    }
     for need in &report.needs {
         let _ = writeln!(t, "  {:<24} {:>10}", need.what, Bytes(need.bytes).to_string());
     }
@@ -255,6 +302,7 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
         format!("{:.2} GB/s ({how}), {:.3} s a pass", speed.bytes_per_second / 1e9, speed.seconds_per_pass)
     };
     let _ = writeln!(t, "disk: {}\ncompute: {}", speed(&report.disk), speed(&report.compute));
+    let _ = writeln!(t, "attention: {} at {} positions", speed(&report.attention), report.positions);
     let _ = writeln!(t, "smallest budget: {}", plan.stream.minimum);
     if let Some(device) = &report.device {
         t += "on the device:\n";

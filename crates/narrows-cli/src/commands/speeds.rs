@@ -1,11 +1,22 @@
 //! The speeds that a prediction is made with, and where they are from.
 
-use narrows::{EngineBuilder, Model, Plan, Speed, Speeds};
-use narrows_bench::{Disk, Figure, Machine};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use narrows::{Bytes, EngineBuilder, Model, Plan, Speed, Speeds};
+use narrows_bench::io::glance;
+use narrows_bench::{Disk, Entry, Figure, Machine};
+
+use super::doctor::largest_weights;
 use crate::args::{Compute, Io, SpeedsFrom};
 use crate::failure::Result;
 use crate::figures;
+use crate::interrupt::Interrupt;
+
+/// What is read of a disk where no model lies yet, and for how long.
+const READ: Bytes = Bytes::mib(256);
+const READ_TIME: Duration = Duration::from_secs(1);
 
 /// Speeds, and the figure that the disk's is from if it was not measured now.
 pub(super) struct Known {
@@ -20,9 +31,33 @@ impl Known {
             return Ok(Self { speeds: Speeds::default(), disk: None });
         }
         let wanted = args.speeds == SpeedsFrom::Auto && args.io == Io::Auto && !plan.stream.all_resident();
-        let disk = if wanted { remembered(model) } else { None };
+        let disk = if wanted && !model.is_made() { remembered(model.dir()) } else { None };
         let speed = disk.as_ref().map(|figure| Speed::measured(figure.bytes_per_second));
         Ok(Self { speeds: builder.measure(model, plan, speed)?, disk })
+    }
+
+    /// The same for a model of which there are no files, as if it lay in `dir`: nothing is written there unless the
+    /// flag asks for measuring.
+    pub(super) fn without_files(
+        builder: &EngineBuilder,
+        args: &Compute,
+        model: &Model,
+        plan: &Plan,
+        dir: &Path,
+    ) -> Result<Self> {
+        if args.speeds == SpeedsFrom::Assumed {
+            return Ok(Self { speeds: Speeds::default(), disk: None });
+        }
+        let figure = if args.speeds == SpeedsFrom::Auto { remembered(dir) } else { None };
+        let there = largest_weights(dir);
+        let speed = match &figure {
+            Some(figure) => Speed::measured(figure.bytes_per_second),
+            None if args.speeds == SpeedsFrom::Measured || there.is_some() => {
+                measured(&there.unwrap_or_else(|| dir.to_owned()))?
+            }
+            None => Speeds::default().disk,
+        };
+        Ok(Self { speeds: builder.measure(model, plan, Some(speed))?, disk: figure })
     }
 
     /// Where the speed of the disk is from, for people.
@@ -43,8 +78,20 @@ pub(super) fn source(speed: Speed) -> &'static str {
     if speed.measured { "measured" } else { "assumed" }
 }
 
-/// What is remembered of the disk that a model lies on.
-fn remembered(model: &Model) -> Option<Figure> {
-    let disk = Disk::behind(model.dir())?;
+/// What is remembered of the disk behind a directory.
+fn remembered(dir: &Path) -> Option<Figure> {
+    let disk = Disk::behind(dir)?;
     figures::read().disk(&Machine::here(), &disk).cloned()
+}
+
+/// Reads a file of weights, or one that is made in a directory and gone afterwards.
+fn measured(path: &PathBuf) -> Result<Speed> {
+    let interrupt = Interrupt::listen()?;
+    let mut go_on = || if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let read = glance(path, READ, READ_TIME, &mut go_on);
+    interrupt.check()?;
+    match read?.result {
+        Entry::Io(result) => Ok(Speed::measured(result.bandwidth.bytes_per_second.max(1.0))),
+        _ => Ok(Speeds::default().disk),
+    }
 }

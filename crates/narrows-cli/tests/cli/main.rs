@@ -3,9 +3,11 @@
 
 mod bad_input;
 mod bench;
+mod bench_run;
 mod device;
 mod harness;
 mod inspect;
 mod memory;
 mod pack;
+mod plan;
 mod run;

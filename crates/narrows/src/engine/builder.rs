@@ -16,6 +16,7 @@ use crate::compute::Compute;
 use crate::decoder::Decoder;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::made::MadeSource;
 use crate::measure;
 use crate::model::Model;
 use crate::plan::{self, DevicePlan, DeviceSettings, Plan, Settings, Speeds, Workload};
@@ -225,7 +226,11 @@ impl EngineBuilder {
         let budget = Budget::new(plan.budget);
         let cpu = self.cpu()?;
         let threads = cpu.threads();
-        let defaults = GenerationDefaults::read(model.dir())?;
+        let defaults = if model.is_made() {
+            GenerationDefaults::default()
+        } else {
+            GenerationDefaults::read(model.dir())?
+        };
         let mut reserved = Vec::new();
         for (what, bytes) in &plan.host_needs {
             reserved.push(budget.reserve(what, *bytes)?);
@@ -243,11 +248,16 @@ impl EngineBuilder {
         // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
         let arena_options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
         let arena = Arena::new(&budget, "weights", plan.stream.arena, arena_options)?;
-        let reader_options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
-        let reader = Reader::open(&model.paths(), self.io, reader_options)?;
-        let notes = reader.notes().to_vec();
-        let source = FileSource::new(reader, plan.tiling.tiles.iter().map(|tile| tile.read).collect());
-        let stream = Stream::start(&plan.stream, &arena, source, options())?;
+        let ranges = plan.tiling.tiles.iter().map(|tile| tile.read).collect();
+        let mut notes = Vec::new();
+        let stream = if let Some(made) = model.made()? {
+            Stream::start(&plan.stream, &arena, MadeSource::new(made, ranges), options())?
+        } else {
+            let reader_options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
+            let reader = Reader::open(&model.paths()?, self.io, reader_options)?;
+            notes.extend_from_slice(reader.notes());
+            Stream::start(&plan.stream, &arena, FileSource::new(reader, ranges), options())?
+        };
         let decoder = match (&self.device, &plan.device) {
             (Some(device), Some(on_device)) => {
                 let host = Host { stream, arena };

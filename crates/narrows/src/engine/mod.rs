@@ -1,6 +1,7 @@
 //! The engine: a model loaded and ready to score and to generate.
 
 mod builder;
+mod feed;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use narrows_shard::Bytes;
 use narrows_staging::{Budget, Reservation};
 
 pub use self::builder::EngineBuilder;
+pub use self::feed::Feed;
 use crate::architecture::Architecture;
 use crate::compute::Compute;
 use crate::decoder::Segment;

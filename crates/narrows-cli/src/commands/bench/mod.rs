@@ -2,8 +2,10 @@
 
 mod host;
 mod io;
+mod kernels;
 mod pcie;
 mod report;
+mod run;
 
 use std::ops::ControlFlow;
 
@@ -24,6 +26,8 @@ pub(crate) fn bench(output: &Output, args: &Bench) -> Result<()> {
         BenchCommand::Io(args) => io::io(output, args),
         BenchCommand::Host(args) => host::host(output, args),
         BenchCommand::Pcie(args) => pcie::pcie(output, args),
+        BenchCommand::Kernels(args) => kernels::kernels(output, args),
+        BenchCommand::Run(args) => run::run(output, args),
         BenchCommand::Report(args) => report::report(output, args),
     }
 }
