@@ -101,8 +101,8 @@ pub(crate) struct Compute {
     /// How weights are read.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) io: Io,
-    /// Speeds that the prediction is made with: `auto` takes the disk's from figures that `narrows bench io` or
-    /// `narrows doctor PATH` left, and measures what there is none of; `measured` measures now, `assumed` nothing.
+    /// Speeds that the prediction is made with. What is remembered is what `narrows bench io` or `narrows doctor PATH`
+    /// found of the disk.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) speeds: SpeedsFrom,
     /// Slots that streamed weights pass through [default: about 64 MiB of them].
@@ -144,8 +144,13 @@ pub(crate) enum Io {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SpeedsFrom {
+    /// Measured now where there are weights to read, else remembered, else assumed.
     Auto,
+    /// Measured now.
     Measured,
+    /// What the last bench of this disk found, if there was one.
+    Remembered,
+    /// A mid-range machine.
     Assumed,
 }
 

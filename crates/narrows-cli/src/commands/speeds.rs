@@ -25,12 +25,15 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// As the flag says; what is remembered is of the way in which weights are read by default.
+    /// As the flag says. A look of a third of a second at the disk as it is now is nearer to the truth than a careful one
+    /// of last week: disks that others use too change by a third between minutes. What is remembered is of the way in
+    /// which weights are read by default.
     pub(super) fn of(builder: &EngineBuilder, args: &Compute, model: &Model, plan: &Plan) -> Result<Self> {
         if args.speeds == SpeedsFrom::Assumed {
             return Ok(Self { speeds: Speeds::default(), disk: None });
         }
-        let wanted = args.speeds == SpeedsFrom::Auto && args.io == Io::Auto && !plan.stream.all_resident();
+        let wanted =
+            args.speeds == SpeedsFrom::Remembered && args.io == Io::Auto && !plan.stream.all_resident();
         let disk = if wanted && !model.is_made() { remembered(model.dir()) } else { None };
         let speed = disk.as_ref().map(|figure| Speed::measured(figure.bytes_per_second));
         Ok(Self { speeds: builder.measure(model, plan, speed)?, disk })
@@ -48,7 +51,7 @@ impl Known {
         if args.speeds == SpeedsFrom::Assumed {
             return Ok(Self { speeds: Speeds::default(), disk: None });
         }
-        let figure = if args.speeds == SpeedsFrom::Auto { remembered(dir) } else { None };
+        let figure = if args.speeds == SpeedsFrom::Measured { None } else { remembered(dir) };
         let there = largest_weights(dir);
         let speed = match &figure {
             Some(figure) => Speed::measured(figure.bytes_per_second),

@@ -238,20 +238,20 @@ fn figures_are_remembered() {
     .json();
     let of_run = |r: &&Value| r["as_run"] == true;
     let Some(result) = direct["results"].as_array().unwrap().iter().find(of_run) else { return };
-    let json = plan(&[]);
+    let json = plan(&["--speeds", "remembered"]);
     assert_eq!(json["disk"]["bytes_per_second"], result["bytes_per_second"]);
     assert_eq!((&json["disk"]["source"], &json["disk"]["date"]), (&"remembered".into(), &direct["date"]));
     assert_eq!(json["disk"]["measured"], true);
-    let ran = with(&args!["plan", demo(), "--ram", "8M"]);
+    let ran = with(&args!["plan", demo(), "--ram", "8M", "--speeds", "remembered"]);
     assert!(ran.out.contains("(remembered of 2"), "{}", ran.out);
-    let ran = with(&args!["run", demo(), "--ram", "8M", "-p", "a", "-n", "1"]);
+    let ran = with(&args!["run", demo(), "--ram", "8M", "-p", "a", "-n", "1", "--speeds", "remembered"]);
     assert!(ran.err.contains("(remembered of 2"), "{}", ran.err);
-    for flags in [&["--speeds", "measured"][..], &["--io", "buffered"]] {
+    for flags in [&[][..], &["--speeds", "measured"], &["--speeds", "remembered", "--io", "buffered"]] {
         assert_eq!(plan(flags)["disk"]["source"], "measured", "{flags:?}");
     }
     // A cache that is no use is no failure.
     fs::write(home.path().join("narrows/figures.json"), "{").unwrap();
-    assert_eq!(plan(&[])["disk"]["source"], "measured");
+    assert_eq!(plan(&["--speeds", "remembered"])["disk"]["source"], "measured");
     fs::remove_dir_all(home.path().join("narrows")).unwrap();
     fs::write(home.path().join("narrows"), "in the way").unwrap();
     let ran = with(&args!["doctor", models.path()]);
