@@ -92,7 +92,7 @@ pub enum Entry {
     /// One operation of a model.
     Kernel(KernelResult),
     /// A whole model within a budget.
-    Run(RunResult),
+    Run(Box<RunResult>),
 }
 
 /// Bytes per second (decimal: 10^9 is 1 GB/s), several times over.

@@ -185,7 +185,7 @@ fn compute(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
     for share in &shares {
         let row = share.encoding.row_bytes(cols).unwrap_or(cols).max(1);
         let rows = (most.min(share.bytes) as usize / row).max(1);
-        let arena = Arena::new(&budget, "measuring", Bytes((rows * row) as u64), options.clone())?;
+        let arena = Arena::new(&budget, "measuring", Bytes((rows * row) as u64), options)?;
         let mut weights = arena.carve(rows * row)?;
         weights.as_mut_slice().fill(0x3c);
         let weights = &weights.as_slice()[..rows * row];

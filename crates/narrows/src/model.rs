@@ -43,7 +43,7 @@ pub struct Model {
 #[derive(Debug)]
 enum Source {
     /// In files.
-    Files(WeightFiles),
+    Files(Box<WeightFiles>),
     /// Nowhere: described only.
     Described(PathBuf),
     /// Made in memory when they are first asked for.
@@ -128,7 +128,7 @@ impl Model {
                 format!("tensor {name} in a {} model as its config describes it", architecture.family),
             ));
         }
-        Ok(Self { source: Source::Files(files), architecture, weights })
+        Ok(Self { source: Source::Files(Box::new(files)), architecture, weights })
     }
 
     /// A model of a well-known shape, packed as `quantisation` says, without files: its weights are random, and made in

@@ -335,7 +335,7 @@ fn runs(records: &[Record]) -> Vec<Chart> {
         .iter()
         .flat_map(|record| record.results.iter().map(move |entry| (record, entry)))
         .filter_map(|(record, entry)| match entry {
-            Entry::Run(result) => Some((record, result)),
+            Entry::Run(result) => Some((record, result.as_ref())),
             _ => None,
         })
         .collect();

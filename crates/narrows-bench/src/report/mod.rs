@@ -133,7 +133,7 @@ mod tests {
     }
 
     fn run(gib: u64, tokens_per_second: f64, bound: f64) -> Entry {
-        Entry::Run(RunResult {
+        Entry::Run(Box::new(RunResult {
             model: "llama-1.1b <bf16>".to_owned(),
             backend: "cpu".to_owned(),
             test: "tg128".to_owned(),
@@ -142,7 +142,7 @@ mod tests {
             bound_ts: bound,
             bound: "disk".to_owned(),
             ..RunResult::default()
-        })
+        }))
     }
 
     fn record(results: Vec<Entry>) -> Record {

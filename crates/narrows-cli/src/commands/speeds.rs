@@ -1,7 +1,7 @@
 //! The speeds that a prediction is made with, and where they are from.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use narrows::{Bytes, EngineBuilder, Model, Plan, Speed, Speeds};
@@ -88,7 +88,7 @@ fn remembered(dir: &Path) -> Option<Figure> {
 }
 
 /// Reads a file of weights, or one that is made in a directory and gone afterwards.
-fn measured(path: &PathBuf) -> Result<Speed> {
+fn measured(path: &Path) -> Result<Speed> {
     let interrupt = Interrupt::listen()?;
     let mut go_on = || if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let read = glance(path, READ, READ_TIME, &mut go_on);

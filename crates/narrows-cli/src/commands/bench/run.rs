@@ -68,7 +68,7 @@ pub(super) fn run(output: &Output, args: &BenchRun) -> Result<()> {
         let _ = session.go_on(&step);
         session.interrupt.check()?;
         let one = One { output, args, ram: *ram, test: *test, roof: &roof };
-        results.push(Entry::Run(one.run(open()?, &mut session, &step)?));
+        results.push(Entry::Run(Box::new(one.run(open()?, &mut session, &step)?)));
     }
     session.status.clear();
     let record = session.record(results, notes);
@@ -175,8 +175,9 @@ impl One<'_> {
         let mut engine = start(self.output, &compute, model, workload, None)?;
         let mut seconds = Vec::new();
         let mut feed = engine.feed(tokens.len())?;
-        if test.depth > 0 {
-            feed.push(&tokens[..test.depth])?;
+        for tokens in tokens[..test.depth].chunks(chunk) {
+            session.interrupt.check()?;
+            feed.push(tokens)?;
         }
         // The first step brings in what stays in memory.
         let warm_up = test.depth + if test.new > 0 { 1 } else { test.prompt.min(chunk) };
@@ -188,7 +189,7 @@ impl One<'_> {
             session.interrupt.check()?;
             feed.truncate(test.depth);
             let start = Instant::now();
-            self.once(&mut feed, &tokens[test.depth..])?;
+            self.once(&mut feed, &tokens[test.depth..], session)?;
             seconds.push(start.elapsed().as_secs_f64());
         }
         let wall = began.elapsed();
@@ -201,9 +202,10 @@ impl One<'_> {
     }
 
     /// The whole prompt, or token by token.
-    fn once(&self, feed: &mut Feed<'_>, tokens: &[u32]) -> Result<()> {
+    fn once(&self, feed: &mut Feed<'_>, tokens: &[u32], session: &Session<'_>) -> Result<()> {
         let at_once = if self.test.new > 0 { 1 } else { tokens.len() };
         for tokens in tokens.chunks(at_once) {
+            session.interrupt.check()?;
             feed.push(tokens)?;
         }
         Ok(())
