@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_cpu::{Cpu, Matrix, RowsMut};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
     Carving, Copier, DEVICE_ALIGNMENT, DeviceArena, DeviceRegion, Event, Priority, Source, Stream,
@@ -22,13 +22,11 @@ use crate::tiling::{self, RowTile};
 const DISK_TIME: Duration = Duration::from_millis(300);
 /// More than most caches hold.
 const COMPUTE_BYTES: u64 = 512 << 20;
-/// The same of keys and values, which are read again only after all weights were.
-const KV_BYTES: u64 = 256 << 20;
 /// More than a device's caches hold, and milliseconds on any link.
 const DEVICE_BYTES: u64 = 256 << 20;
 
-/// Reads some of the model's weights, if the plan streams any and the disk's speed is not `known`, multiplies matrices
-/// and attends to positions; with a device, copies to it.
+/// Reads some of the model's weights, if the plan streams any and the disk's speed is not `known`, and multiplies
+/// matrices; with a device, copies to it.
 pub(crate) fn speeds(
     model: &Model,
     plan: &Plan,
@@ -45,18 +43,11 @@ pub(crate) fn speeds(
             None => disk(model, plan, io)?,
         },
     };
-    match (device, &plan.device) {
-        (Some(device), Some(on_device)) => {
-            let (link, compute) = device_speeds(model, plan, on_device, device)?;
-            // Few rows are bound by the device's memory, whatever they read of it.
-            Ok(Speeds { disk, compute, link, attention: compute })
-        }
-        _ => {
-            let link = Speeds::default().link;
-            let attention = attention(model, plan, cpu)?;
-            Ok(Speeds { disk, compute: compute(model, plan, cpu)?, link, attention })
-        }
-    }
+    let (link, compute) = match (device, &plan.device) {
+        (Some(device), Some(on_device)) => device_speeds(model, plan, on_device, device)?,
+        _ => (Speeds::default().link, compute(model, plan, cpu)?),
+    };
+    Ok(Speeds { disk, compute, link })
 }
 
 /// What a pass multiplies with that is stored in one way.
@@ -206,40 +197,6 @@ fn compute(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
         each.push(seconds[2] / weights.len() as f64);
     }
     Ok(together(&shares, &each))
-}
-
-/// Attends from one row to as many positions as there may be, in one cache after the other, as layers do.
-fn attention(model: &Model, plan: &Plan, cpu: &Cpu) -> Result<Speed> {
-    let a = model.architecture();
-    let head = plan.kv_encoding.row_bytes(a.head_dim).unwrap_or(a.head_dim).max(1) * a.kv_heads;
-    let most = KV_BYTES.min(plan.budget.get() / 4) as usize;
-    let positions =
-        (plan.workload.positions / plan.workload.sequences.max(1)).clamp(1, (most / (2 * head)).max(1));
-    let cache = positions * head;
-    let layers = (most / (2 * cache)).clamp(1, a.layers.max(1));
-    let caches = vec![0x3c_u8; 2 * layers * cache];
-    let query = vec![0.0; a.q_size()];
-    let mut out = vec![0.0; a.q_size()];
-    let mut seconds = [0.0; 3];
-    for seconds in &mut seconds {
-        let start = Instant::now();
-        for both in caches.chunks_exact(2 * cache) {
-            let (keys, values) = both.split_at(cache);
-            let kv = KvView {
-                encoding: plan.kv_encoding,
-                keys,
-                values,
-                capacity: positions,
-                kv_heads: a.kv_heads,
-                head_dim: a.head_dim,
-            };
-            let row = AttentionRow { kv, position: positions - 1, window: None };
-            cpu.attention(&query, &[row], a.heads, a.attention_scale(), &mut out)?;
-        }
-        *seconds = start.elapsed().as_secs_f64().max(1e-9);
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(Speed::measured((caches.len() as f64 / seconds[1]).max(1.0)))
 }
 
 /// Copies weights that are made in memory to where the stream would have them.

@@ -70,19 +70,12 @@ pub struct Speeds {
     pub compute: Speed,
     /// From pinned memory to the device.
     pub link: Speed,
-    /// Of keys and values, by the attention of one row over the positions before it.
-    pub attention: Speed,
 }
 
 impl Default for Speeds {
     /// A mid-range NVMe disk, a desktop's memory, and eight lanes of PCIe 4, assumed.
     fn default() -> Self {
-        Self {
-            disk: Speed::assumed(3e9),
-            compute: Speed::assumed(20e9),
-            link: Speed::assumed(12e9),
-            attention: Speed::assumed(10e9),
-        }
+        Self { disk: Speed::assumed(3e9), compute: Speed::assumed(20e9), link: Speed::assumed(12e9) }
     }
 }
 
@@ -101,8 +94,6 @@ pub struct Plan {
     pub kv: Bytes,
     /// How long attention reads them in a pass of one row of each sequence, when they are full.
     pub kv_seconds: f64,
-    /// How keys and values are cached.
-    pub(crate) kv_encoding: Encoding,
     /// What is needed of host memory besides weights, slots and what is made later.
     pub(crate) host_needs: Vec<(&'static str, Bytes)>,
     /// Size of a tile at most; the end of the range where matrices are not cut.
@@ -196,20 +187,9 @@ impl Plan {
         let kv = kv_bytes(model, settings, w);
         let (budget, tiling) = (settings.budget, Arc::new(tiling));
         let read = kv_read(model, settings, w).get() as f64;
-        let kv_seconds = read / settings.speeds.attention.bytes_per_second;
-        let kv_encoding = settings.kv_encoding;
-        Ok(Self {
-            stream,
-            device,
-            workload: w,
-            budget,
-            kv,
-            kv_seconds,
-            kv_encoding,
-            host_needs,
-            tile,
-            tiling,
-        })
+        // Few rows are bound by memory, whatever they read of it.
+        let kv_seconds = read / settings.speeds.compute.bytes_per_second;
+        Ok(Self { stream, device, workload: w, budget, kv, kv_seconds, host_needs, tile, tiling })
     }
 
     /// Whether nothing that a pass walks is moved.
