@@ -156,6 +156,11 @@ pub(crate) struct Settings {
 /// slots to be little memory.
 const TILE: Bytes = Bytes::mib(8);
 
+/// Where there is room for fewer slots of [`TILE`] than [`ENOUGH_SLOTS`]: more of these fit, so that reads go on while
+/// one is computed on. Quantised weights take a good part of the time of a read to compute on.
+const SMALL_TILE: Bytes = Bytes::mib(2);
+const ENOUGH_SLOTS: usize = 4;
+
 /// Where weights are copied to a device once: the fewer tiles the fewer kernels, but tiles still pass through the
 /// host's memory.
 const DEVICE_TILE: Bytes = Bytes::mib(64);
@@ -171,10 +176,19 @@ impl Plan {
         }
         // What is never moved again need not be cut: threads meet once a matrix and not once a tile.
         let uncut = if settings.device.is_some() { DEVICE_TILE } else { Bytes(u64::MAX) };
-        match Self::with_tile(model, settings, uncut) {
-            Ok(plan) if plan.all_resident() => Ok(plan),
-            _ => Self::with_tile(model, settings, TILE),
+        if let Ok(plan) = Self::with_tile(model, settings, uncut)
+            && plan.all_resident()
+        {
+            return Ok(plan);
         }
+        let plan = Self::with_tile(model, settings, TILE)?;
+        if settings.device.is_some() || settings.slots.is_some() || plan.stream.slots >= ENOUGH_SLOTS {
+            return Ok(plan);
+        }
+        let mut small = Self::with_tile(model, settings, SMALL_TILE)?;
+        // A budget is not made smaller by it: it would have few slots again.
+        small.stream.minimum = plan.stream.minimum;
+        Ok(small)
     }
 
     fn with_tile(model: &Model, settings: &Settings, tile: Bytes) -> Result<Self> {
