@@ -161,8 +161,8 @@ impl<M: Memory> Stream<M> {
         prefetching.retain(coming);
     }
 
-    /// Gives a group a frame, if it is used more than one that may leave, with `expected` uses to come: one that is not demanded now, is here to the
-    /// last tile, and is not being copied to a device.
+    /// Gives a group a frame if, with `expected` uses to come, it is used more than one that may leave: one that is not
+    /// demanded now, is here to the last tile, and is not being copied to a device.
     fn admit(&mut self, group: Group, expected: f64, demanded: &[Group]) -> bool {
         let Demands { groups, frames, .. } = &mut self.demands;
         let at_rest = |tile: &TileId| {

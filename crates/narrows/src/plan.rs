@@ -182,7 +182,9 @@ impl Plan {
             return Ok(plan);
         }
         let plan = Self::with_tile(model, settings, TILE)?;
-        if settings.device.is_some() || settings.slots.is_some() || plan.stream.slots >= ENOUGH_SLOTS {
+        // Without any slots, nothing that is walked streams: experts have slots of their own.
+        let few = (1..ENOUGH_SLOTS).contains(&plan.stream.slots);
+        if settings.device.is_some() || settings.slots.is_some() || !few {
             return Ok(plan);
         }
         let mut small = Self::with_tile(model, settings, SMALL_TILE)?;
