@@ -249,6 +249,7 @@ impl<B: Backend> Half<'_, '_, B> {
         }
         for (expert, chosen) in routing.experts {
             self.backend.shape_mlp(chosen.len(), experts.intermediate_size);
+            let mut taken = None;
             for (weight, to) in
                 [(ExpertWeight::GateProj, Activation::Gate), (ExpertWeight::UpProj, Activation::Up)]
             {
@@ -256,7 +257,7 @@ impl<B: Backend> Half<'_, '_, B> {
                 normed_as(self.backend, encoding)?;
                 // All rows, in their order, are there already.
                 let from = if chosen.len() == rows { Activation::Normed } else { Activation::Routed };
-                if from == Activation::Routed {
+                if from == Activation::Routed && taken.replace(encoding) != Some(encoding) {
                     self.backend.take_rows(chosen.clone(), encoding)?;
                 }
                 self.pass.expert_linear(self.backend, (layer, expert), weight, from, to)?;
