@@ -8,10 +8,13 @@
 //!
 //! Few rows of activations are bound by the memory that weights come from: [`few_rows`] loads them straight
 //! into the registers, and lanes may be in whatever order an encoding is decoded to fastest
-//! ([`Stored::shuffle`]), since they are put back into the order of the columns before they are folded. Many rows are bound by the multipliers: [`many_rows`] decodes a panel of weights
-//! once, small enough for the second-level cache, and takes all rows of activations past it.
+//! ([`Stored::shuffle`]): activations are put into that order once for all weight rows, and sums back into that
+//! of the columns before they are folded. Many rows are bound by the multipliers: [`many_rows`] decodes a panel
+//! of weights once, small enough for the second-level cache, and takes all rows of activations past it.
 
 use std::array;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use narrows_shard::Encoding;
 
@@ -121,19 +124,85 @@ fn stream<S: Simd, E: Stored, const R: usize, const N: usize>(
     x: &[f32],
     y: &mut RowsMut<'_>,
 ) {
+    let (rows, cols) = (x.len() / w.cols(), w.cols());
+    if E::ORDERED {
+        return stream_columns::<S, E, R, N>(simd, w, 0..cols, Inputs { x, rows, stride: cols }, y);
+    }
+    const { assert!(E::ORDERED || E::TILES * S::BATCH * BLOCK <= SHUFFLED) };
+    let mut shuffled = Shuffled([MaybeUninit::uninit(); SHUFFLED]);
+    let most = SHUFFLED / rows / BLOCK * BLOCK;
+    let mut start = 0;
+    while start < cols {
+        let columns = start..cols.min(start + most);
+        let inputs = shuffled.fill::<S, E>(simd, x, cols, columns.clone());
+        stream_columns::<S, E, R, N>(simd, w, columns, inputs, y);
+        start += most;
+    }
+}
+
+/// [`stream`] over the columns `columns` of the weights, the first of which is a multiple of [`BLOCK`].
+#[inline(always)]
+fn stream_columns<S: Simd, E: Stored, const R: usize, const N: usize>(
+    simd: S,
+    w: Matrix<'_>,
+    columns: Range<usize>,
+    inputs: Inputs<'_>,
+    y: &mut RowsMut<'_>,
+) {
     let mut first = 0;
     while first < w.rows() {
-        let mut start = 0;
-        while start < w.cols() {
-            let x = Block::new(x, w.cols(), start);
+        let mut start = columns.start;
+        while start < columns.end {
+            let len = BLOCK.min(columns.end - start);
+            let x = Block { inputs, at: start - columns.start, len, first: start == 0 };
             let mut i = 0;
-            while i < x.rows {
-                tile::<S, E, R, N>(simd, w, first, start, x, i, y, first);
+            while i < inputs.rows {
+                tile::<S, E, R, N>(simd, w, first, columns.clone(), start, x, i, y, first);
                 i += N;
             }
             start += BLOCK;
         }
         first += R;
+    }
+}
+
+/// Room for activations in the order that an encoding wants: a row of any known model, or twelve rows of two blocks.
+/// What is longer is streamed in pieces.
+const SHUFFLED: usize = 32 * BLOCK;
+
+/// Activations in the order of [`Stored::load`], aligned so that no load straddles two cache lines.
+#[repr(align(64))]
+struct Shuffled([MaybeUninit<f32>; SHUFFLED]);
+
+impl Shuffled {
+    /// The `columns` of the rows `x`, each of `cols`, padded with zeros to whole vectors.
+    #[inline(always)]
+    fn fill<S: Simd, E: Stored>(
+        &mut self,
+        simd: S,
+        x: &[f32],
+        cols: usize,
+        columns: Range<usize>,
+    ) -> Inputs<'_> {
+        let (rows, stride) = (x.len() / cols, columns.len().next_multiple_of(S::LANES));
+        assert!(rows * stride <= SHUFFLED);
+        for i in 0..rows {
+            let row = &x[i * cols..][columns.clone()];
+            let mut col = 0;
+            while col < row.len() {
+                let count = S::LANES.min(row.len() - col);
+                let vector = load_up_to::<S, F32>(simd, bytemuck::cast_slice(row), col, count);
+                // SAFETY: `col + LANES` is at most `stride`, and by the assertion there is room for all rows.
+                unsafe {
+                    let at = self.0.as_mut_ptr().add(i * stride + col);
+                    simd.store(at.cast(), E::shuffle(simd, vector));
+                }
+                col += S::LANES;
+            }
+        }
+        // SAFETY: each of the `rows` rows was written from its first to its last of `stride` floats just above.
+        let x = unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), rows * stride) };
+        Inputs { x, rows, stride }
     }
 }
 
@@ -143,8 +212,9 @@ fn many_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsM
     let batch = batch::<S>(x.len() / w.cols());
     let mut panel = Panel([0.0; PANEL * BLOCK]);
     let mut start = 0;
+    let inputs = Inputs { x, rows: x.len() / w.cols(), stride: w.cols() };
     while start < w.cols() {
-        let x = Block::new(x, w.cols(), start);
+        let x = Block { inputs, at: start, len: BLOCK.min(w.cols() - start), first: start == 0 };
         let mut first = 0;
         while first < w.rows() {
             let rows = PANEL.min(w.rows() - first);
@@ -188,35 +258,41 @@ fn sweep<S: Simd, const N: usize>(
     first: usize,
 ) {
     let mut i = 0;
-    while i < x.rows {
+    while i < x.inputs.rows {
         let mut r = 0;
         while r < panel.rows() {
-            tile::<S, F32, TILE, N>(simd, panel, r, 0, x, i, y, first + r);
+            tile::<S, F32, TILE, N>(simd, panel, r, 0..x.len, 0, x, i, y, first + r);
             r += TILE;
         }
         i += N;
     }
 }
 
+/// Rows of activations, `stride` apart.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    x: &'a [f32],
+    rows: usize,
+    stride: usize,
+}
+
 /// The activations of one block of columns.
 #[derive(Clone, Copy)]
 struct Block<'a> {
-    x: &'a [f32],
-    rows: usize,
-    cols: usize,
-    start: usize,
+    inputs: Inputs<'a>,
+    /// Where the block begins in a row of activations.
+    at: usize,
+    /// Columns of the block.
     len: usize,
+    /// Whether the block begins a row of weights.
+    first: bool,
 }
 
 impl<'a> Block<'a> {
-    #[inline(always)]
-    fn new(x: &'a [f32], cols: usize, start: usize) -> Self {
-        Self { x, rows: x.len() / cols, cols, start, len: BLOCK.min(cols - start) }
-    }
-
+    /// The activations from the block on to the end of the row `i`.
     #[inline(always)]
     fn row(&self, i: usize) -> &'a [f32] {
-        &self.x[i * self.cols + self.start..][..self.len]
+        &self.inputs.x[i * self.inputs.stride..][self.at..self.inputs.stride]
     }
 }
 
@@ -231,77 +307,79 @@ fn tile<S: Simd, E: Stored, const R: usize, const N: usize>(
     simd: S,
     w: Matrix<'_>,
     r: usize,
+    columns: Range<usize>,
     from: usize,
     x: Block<'_>,
     i: usize,
     y: &mut RowsMut<'_>,
     first: usize,
 ) {
-    let (w_count, x_count) = (R.min(w.rows() - r), N.min(x.rows - i));
+    let (w_count, x_count) = (R.min(w.rows() - r), N.min(x.inputs.rows - i));
     let weights = array::from_fn(|k| w.row(r + k.min(w_count - 1)));
     let inputs = array::from_fn(|k| x.row(i + k.min(x_count - 1)));
-    let sums: [[f32; R]; N] = dots::<S, E, R, N>(simd, weights, from, inputs);
+    let sums: [[f32; R]; N] = dots::<S, E, R, N>(simd, weights, columns, from, inputs, x.len);
     for (k, sums) in sums.iter().enumerate().take(x_count) {
         let y = y.row(i + k, first..first + w_count);
         for (y, sum) in y.iter_mut().zip(sums) {
-            *y = if x.start == 0 { *sum } else { *y + sum };
+            *y = if x.first { *sum } else { *y + sum };
         }
     }
 }
 
-/// The products of each of `x` with the weights of each of `w` from column `from` on.
+/// The products of the first `cols` of each of `x`, in the order of [`Stored::load`], with as many weights of each
+/// of `w` from column `from` on. `columns` are those of `w` that are read before the tile below it.
 #[inline(always)]
 fn dots<S: Simd, E: Stored, const R: usize, const N: usize>(
     simd: S,
     w: [&[u8]; R],
+    columns: Range<usize>,
     from: usize,
     x: [&[f32]; N],
+    cols: usize,
 ) -> [[f32; R]; N] {
     // Columns for which `R` rows share what a block shares; a vector where nothing is shared.
     let block = const { if E::BLOCK > S::LANES { E::BLOCK } else { S::LANES } };
     let span = const { if E::SPAN > S::LANES { E::SPAN } else { S::LANES } };
-    let (cols, row_bytes) = (x[0].len(), w[0].len());
     // What makes the loads below sound.
-    assert!(x.iter().all(|x| x.len() == cols) && w.iter().all(|w| w.len() >= E::bytes(from + cols)));
+    assert!(x.iter().all(|x| x.len() >= cols) && w.iter().all(|w| w.len() >= E::bytes(from + cols)));
     let mut sums = [[simd.splat(0.0); R]; N];
     let (mut weights, mut inputs) = ([simd.splat(0.0); R], [simd.splat(0.0); N]);
-    let mut tiles = (E::bytes(from) + AHEAD) / row_bytes.max(1);
+    // Beyond the end of the columns come their beginnings in the next tile.
+    let (start, end) = (E::bytes(columns.start), E::bytes(columns.end));
+    let (width, jump) = (end - start, R * w[0].len() - (end - start));
+    let jumps = (E::bytes(from) - start + AHEAD) / width;
+    let (mut ahead, mut next_jump) = (AHEAD + jumps * jump, start + (jumps + 1) * width);
     let mut col = 0;
     while col + block <= cols {
         let blocks = (span / block).min((cols - col) / block);
         // SAFETY: by the assertion `w[0]` has the bytes up to column `from + cols`, which is beyond this one.
         let mut cursors = [unsafe { E::cursor(simd, w[0].as_ptr(), from + col) }; R];
-        // Beyond the end of a row comes that of the same place in the next tile.
-        if E::bytes(from + col) + AHEAD >= (tiles + 1) * row_bytes {
-            tiles += 1;
+        if E::bytes(from + col) + AHEAD >= next_jump {
+            (ahead, next_jump) = (ahead + jump, next_jump + width);
         }
         for r in 0..R {
-            if N == 1 {
-                let ahead = E::bytes(from + col) + AHEAD + tiles * (R - 1) * row_bytes;
-                for line in 0..E::LINES {
-                    simd.prefetch(w[r].as_ptr().wrapping_add(ahead + 64 * line));
-                }
-            }
             // SAFETY: as above, for `w[r]`.
             cursors[r] = unsafe { E::cursor(simd, w[r].as_ptr(), from + col) };
         }
         for i in 0..blocks {
             let mut shared = [E::shared(simd, &cursors[0], i); R];
             for r in 0..R {
+                if N == 1 {
+                    // One at a time: many at once would keep the loads of this block waiting.
+                    simd.prefetch(E::at(&cursors[r], i).wrapping_add(ahead));
+                }
                 shared[r] = E::shared(simd, &cursors[r], i);
             }
             let mut within = 0;
             while within < block {
-                let offset = i * block + within;
                 for r in 0..R {
                     // SAFETY: by the assertion `w[r]` has the bytes up to column `from + cols`, and
-                    // `col + offset + LANES` is no more than `cols`.
-                    weights[r] = unsafe { E::load(simd, &cursors[r], shared[r], offset) };
+                    // these columns end at or before it.
+                    weights[r] = unsafe { E::load(simd, &cursors[r], i, within, shared[r]) };
                 }
                 for n in 0..N {
-                    // SAFETY: by the assertion `x[n]` has `cols` floats, and `col + offset + LANES` is no more.
-                    let input = unsafe { simd.load_f32(x[n].as_ptr().add(col + offset).cast()) };
-                    inputs[n] = E::shuffle(simd, input);
+                    // SAFETY: by the assertion `x[n]` has `cols` floats, and these end at or before the last.
+                    inputs[n] = unsafe { simd.load_f32(x[n].as_ptr().add(col + i * block + within).cast()) };
                 }
                 add_products(simd, &mut sums, &weights, &inputs);
                 within += S::LANES;
@@ -315,8 +393,9 @@ fn dots<S: Simd, E: Stored, const R: usize, const N: usize>(
             weights[r] = E::shuffle(simd, load_up_to::<S, E>(simd, w[r], from + col, count));
         }
         for i in 0..N {
-            let input = load_up_to::<S, F32>(simd, bytemuck::cast_slice(x[i]), col, count);
-            inputs[i] = E::shuffle(simd, input);
+            // Shuffled activations are padded with zeros to whole vectors.
+            let count = if E::ORDERED { count } else { S::LANES };
+            inputs[i] = load_up_to::<S, F32>(simd, bytemuck::cast_slice(x[i]), col, count);
         }
         add_products(simd, &mut sums, &weights, &inputs);
         col += count;
@@ -372,7 +451,7 @@ pub(crate) fn decode<S: Simd, E: Stored>(simd: S, row: &[u8], from: usize, out: 
                 // SAFETY: `col + offset + LANES` is no more than `out.len()`, so that, by the assertion, `row`
                 // has the bytes and `out` the room.
                 unsafe {
-                    let weights = E::unshuffle(simd, E::load(simd, &cursor, shared, offset));
+                    let weights = E::unshuffle(simd, E::load(simd, &cursor, i, within, shared));
                     simd.store(out.as_mut_ptr().add(col + offset).cast(), weights);
                 }
                 within += S::LANES;

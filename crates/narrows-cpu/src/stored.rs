@@ -14,8 +14,8 @@ pub(crate) trait Stored: Copy {
     /// Columns that a [`Stored::Cursor`] serves, from a multiple of it on: as many blocks as have their scales
     /// together.
     const SPAN: usize;
-    /// Lines of a cache that hold the weights of a span, or of a vector where that is more.
-    const LINES: usize;
+    /// Whether [`Stored::load`] has the lanes in the order of the columns.
+    const ORDERED: bool = true;
 
     /// Tiles of [`Simd::BATCH`] rows of activations up to which it is cheaper to decode weights for each tile
     /// than to decode them once, to memory.
@@ -39,12 +39,22 @@ pub(crate) trait Stored: Copy {
     /// What the block number `block` from `cursor` on shares.
     fn shared<S: Simd>(simd: S, cursor: &Self::Cursor, block: usize) -> Self::Shared<S>;
 
-    /// The weights `offset..offset + LANES` from `cursor` on, which share `shared`, in the order in which
-    /// [`Stored::shuffle`] puts them. `offset` is a multiple of `LANES`.
+    /// Where the weights of the block number `block` from `cursor` on are, which may be beyond the row.
+    fn at(cursor: &Self::Cursor, block: usize) -> *const u8;
+
+    /// The weights `within..within + LANES` of the block number `block` from `cursor` on, which share `shared`, in
+    /// the order in which [`Stored::shuffle`] puts them. `within` is a multiple of `LANES`, and less than a block
+    /// where weights share anything.
     ///
     /// # Safety
-    /// `bytes(col + offset + LANES)` bytes must be readable of the row and the `col` that `cursor` is at.
-    unsafe fn load<S: Simd>(simd: S, cursor: &Self::Cursor, shared: Self::Shared<S>, offset: usize) -> S::V;
+    /// The bytes up to the last of these weights must be readable of the row that `cursor` is in.
+    unsafe fn load<S: Simd>(
+        simd: S,
+        cursor: &Self::Cursor,
+        block: usize,
+        within: usize,
+        shared: Self::Shared<S>,
+    ) -> S::V;
 
     /// Lanes from the order of the columns into that of [`Stored::load`]: products are the same whatever the
     /// order is, and some encodings are decoded faster into another.
@@ -83,7 +93,6 @@ macro_rules! plain {
         impl Stored for $name {
             const BLOCK: usize = 1;
             const SPAN: usize = 1;
-            const LINES: usize = 1;
             const TILES: usize = 8;
             type Cursor = *const u8;
             type Shared<S: Simd> = ();
@@ -103,9 +112,14 @@ macro_rules! plain {
             fn shared<S: Simd>(_: S, _: &*const u8, _: usize) {}
 
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, cursor: &*const u8, _: (), offset: usize) -> S::V {
+            fn at(cursor: &*const u8, block: usize) -> *const u8 {
+                cursor.wrapping_add($size * block)
+            }
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(simd: S, cursor: &*const u8, block: usize, within: usize, _: ()) -> S::V {
                 // SAFETY: the caller vouches for the bytes up to the end of this vector.
-                unsafe { simd.$load(cursor.add($size * offset)) }
+                unsafe { simd.$load(Self::at(cursor, block + within)) }
             }
 
             #[inline(always)]
@@ -151,7 +165,6 @@ macro_rules! blocked {
         impl Stored for $name {
             const BLOCK: usize = $block;
             const SPAN: usize = GROUP * $block;
-            const LINES: usize = (GROUP * (CODES + 2)).div_ceil(64);
             const TILES: usize = $tiles;
             type Cursor = Blocks;
             type Shared<S: Simd> = S::$type;
@@ -183,14 +196,20 @@ macro_rules! blocked {
             }
 
             #[inline(always)]
+            fn at(cursor: &Blocks, block: usize) -> *const u8 {
+                cursor.codes.wrapping_add(block * CODES)
+            }
+
+            #[inline(always)]
             unsafe fn load<S: Simd>(
                 simd: S,
                 cursor: &Blocks,
+                block: usize,
+                within: usize,
                 shared: S::$type,
-                offset: usize,
             ) -> S::V {
                 // SAFETY: the caller vouches for the bytes up to the end of this vector.
-                unsafe { simd.$load(cursor.codes.add(offset / $per_byte), shared) }
+                unsafe { simd.$load(Self::at(cursor, block).add(within / $per_byte), shared) }
             }
 
             #[inline(always)]
@@ -199,7 +218,8 @@ macro_rules! blocked {
                 // SAFETY: blocks are stored whole, so that the caller vouches for all of this vector.
                 let vector = unsafe {
                     let cursor = Self::cursor(simd, row, span);
-                    Self::load(simd, &cursor, Self::shared(simd, &cursor, within / $block), within)
+                    let block = within / $block;
+                    Self::load(simd, &cursor, block, within % $block, Self::shared(simd, &cursor, block))
                 };
                 let vector = Self::unshuffle(simd, vector);
                 if count == S::LANES {
@@ -221,6 +241,8 @@ macro_rules! blocked {
 blocked! { Q8, Q8_BLOCK, 1, 4, V, load_i8, |_simd, scale| scale, }
 blocked! {
     Nf4, NF4_BLOCK, 2, 2, Table, look_up, |simd, scale| simd.table(&NF4, scale),
+
+    const ORDERED: bool = false;
 
     #[inline(always)]
     fn shuffle<S: Simd>(simd: S, vector: S::V) -> S::V {

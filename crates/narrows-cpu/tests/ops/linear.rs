@@ -28,7 +28,7 @@ fn check(rows: usize, cols: usize, n: usize, shift: usize) {
 
 #[test]
 fn tails_of_columns() {
-    for cols in (1..=34).chain([63, 64, 65, 1023, 1024, 1025, 1039, 2048, 2049, 16_384]) {
+    for cols in (1..=34).chain([63, 64, 65, 1023, 1024, 1025, 1039, 2048, 2049, 16_384, 33_000]) {
         check(3, cols, 1, 0);
         check(5, cols, 9, 1);
     }
