@@ -12,6 +12,10 @@ const DEFAULT_SLOTS: std::ops::RangeInclusive<u64> = 4..=16;
 /// Below this many slots, reading and computing could not overlap.
 const FEWEST_SLOTS: u64 = 2;
 
+/// What slots made unasked hold at least, where they are filled from a disk. Tiles arrive in order: while one is late,
+/// those behind it wait in their slots, and nothing is asked of the disk in their place.
+const FEWEST_SLOT_BYTES: u64 = 48 << 20;
+
 /// What a plan is made from.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
@@ -58,10 +62,10 @@ impl Need {
 /// How many slots streamed tiles pass through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Slots {
-    /// About 64 MiB of them, 4 to 16; fewer, but at least two, in a budget that holds no more.
+    /// About 64 MiB of them, 4 to 16; fewer in a budget that holds no more, but two and about 48 MiB at least.
     #[default]
     Auto,
-    /// As many as [`Slots::Auto`] makes, but no more than that.
+    /// As many as [`Slots::Auto`] makes, but no more than that; at least two.
     AtMost(usize),
     /// As many as that, or as there are tiles. One is enough to be correct, two to overlap.
     Exactly(usize),
@@ -369,10 +373,13 @@ fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
     match slots {
         Slots::Exactly(count) => ((count as u64).min(tiles), (count as u64).min(tiles)),
         Slots::Auto | Slots::AtMost(_) => {
-            let most = if let Slots::AtMost(most) = slots { most as u64 } else { u64::MAX };
+            let (fewest, most) = match slots {
+                Slots::AtMost(most) => (0, most as u64),
+                _ => (FEWEST_SLOT_BYTES / slot.get().max(1), u64::MAX),
+            };
             let count = DEFAULT_SLOT_BYTES / slot.get().max(1);
-            let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end()).min(most);
-            (FEWEST_SLOTS.min(tiles), count.max(FEWEST_SLOTS).min(tiles))
+            let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end()).min(most).max(FEWEST_SLOTS);
+            (fewest.clamp(FEWEST_SLOTS, count).min(tiles), count.min(tiles))
         }
     }
 }

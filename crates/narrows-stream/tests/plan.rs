@@ -197,13 +197,14 @@ fn equal_tiles_fill_the_budget() {
     let plan = uniform(100, Slots::Auto, 200).unwrap();
     assert_eq!((plan.slots, plan.resident, plan.total()), (8, Bytes::mib(128), Bytes::mib(196)));
     assert_eq!(plan.bound, Bound::Disk);
-    assert_eq!((plan.minimum, plan.all_resident_at), (Bytes::mib(20), Bytes::mib(804)));
+    assert_eq!((plan.minimum, plan.all_resident_at), (Bytes::mib(52), Bytes::mib(804)));
 
     let plan = uniform(100, Slots::Exactly(3), 200).unwrap();
     assert_eq!((plan.slots, plan.resident), (3, Bytes::mib(168)));
 
     // Slots before residency, and no more slots than stream.
-    assert_eq!(uniform(100, Slots::Auto, 50).unwrap().slots, 5);
+    assert_eq!(uniform(100, Slots::Auto, 60).unwrap().slots, 7);
+    assert_eq!(uniform(100, Slots::AtMost(4), 22).unwrap().slots, 2);
     let plan = uniform(100, Slots::Auto, 803).unwrap();
     assert_eq!((plan.slots, plan.resident), (8, Bytes::mib(728)));
     assert_eq!(uniform(100, Slots::Auto, 804).unwrap().bound, Bound::Compute);
@@ -214,7 +215,7 @@ fn a_refusal_says_what_would_do() {
     let refused = uniform(100, Slots::Auto, 19).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "19.0 MiB of memory is too little; the least that works is 20 MiB (slots 16.0 MiB, KV cache 4.0 MiB)"
+        "19.0 MiB of memory is too little; the least that works is 52 MiB (slots 48.0 MiB, KV cache 4.0 MiB)"
     );
     assert!(matches!(uniform(1, Slots::Exactly(0), 100), Err(Error::NoSlots)));
 }

@@ -157,9 +157,9 @@ pub(crate) struct Settings {
 const TILE: Bytes = Bytes::mib(8);
 
 /// Where there is room for fewer slots of [`TILE`] than [`ENOUGH_SLOTS`]: more of these fit, so that reads go on while
-/// one is computed on. Quantised weights take a good part of the time of a read to compute on.
-const SMALL_TILE: Bytes = Bytes::mib(2);
-const ENOUGH_SLOTS: usize = 4;
+/// one is computed on and another is late. Quantised weights take a good part of the time of a read to compute on.
+const SMALL_TILE: Bytes = Bytes::mib(4);
+const ENOUGH_SLOTS: usize = 8;
 
 /// Where weights are copied to a device once: the fewer tiles the fewer kernels, but tiles still pass through the
 /// host's memory.
@@ -182,13 +182,13 @@ impl Plan {
             return Ok(plan);
         }
         let plan = Self::with_tile(model, settings, TILE)?;
-        // Without any slots, nothing that is walked streams: experts have slots of their own.
-        let few = (1..ENOUGH_SLOTS).contains(&plan.stream.slots);
+        let passing = plan.stream.tiles.iter().filter(|(_, place)| *place == Place::Streamed).count();
+        let few = plan.stream.slots < passing.min(ENOUGH_SLOTS);
         if settings.device.is_some() || settings.slots.is_some() || !few {
             return Ok(plan);
         }
-        let mut small = Self::with_tile(model, settings, SMALL_TILE)?;
-        // A budget is not made smaller by it: it would have few slots again.
+        let Ok(mut small) = Self::with_tile(model, settings, SMALL_TILE) else { return Ok(plan) };
+        // What works, if less well, is not refused.
         small.stream.minimum = plan.stream.minimum;
         Ok(small)
     }
