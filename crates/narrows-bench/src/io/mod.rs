@@ -151,15 +151,20 @@ impl Case {
         if self.rw == Rw::Tiles { settings.tile.get() } else { self.bs.get() }
     }
 
-    /// Slots that keep as many blocks in flight.
+    /// Blocks asked for at a time: `iodepth` of them are being read.
+    fn asked(&self) -> usize {
+        if self.engine == IoEngine::IoUring { self.iodepth } else { 2 * self.iodepth }
+    }
+
+    /// Slots that keep as many blocks asked for.
     fn slots(&self, tile: u64) -> usize {
         if self.rw != Rw::Tiles {
-            return self.iodepth;
+            return self.asked();
         }
         // One more is being given back; and no fewer than a plan gives a model that streams, which is some 64 MiB.
         let blocks = tile.saturating_add(ALIGNMENT as u64).div_ceil(self.bs.get()) as usize;
         let planned = ((64 << 20) / tile).min(64) as usize;
-        (self.iodepth.div_ceil(blocks) + 2).max(planned)
+        (self.asked().div_ceil(blocks) + 2).max(planned)
     }
 
     /// What is mapped to read into.

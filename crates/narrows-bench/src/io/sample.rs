@@ -93,7 +93,7 @@ pub(super) fn take(
         let used = done.result.map_err(|(error, _)| error)?.take();
         if let Some(start) = clock {
             sample.bytes += used.bytes().len() as u64;
-            sample.latencies.push((done.completed - done.submitted).as_secs_f64());
+            sample.latencies.push((done.completed - done.begun).as_secs_f64());
             let elapsed = done.completed.saturating_duration_since(start);
             if elapsed >= settings.runtime {
                 sample.seconds = elapsed.as_secs_f64();
@@ -134,7 +134,8 @@ fn open(target: &Target, case: &Case, tile: u64) -> Result<(Reader, Vec<Slot<Fre
         free.push(Slot::new(region));
     }
     let options = ReaderOptions {
-        depth: case.iodepth,
+        // A thread that is done finds its next block waiting, as a job of fio's has it at hand.
+        depth: case.asked(),
         block: case.bs.get() as usize,
         threads: case.iodepth,
         arenas: vec![arena],

@@ -33,6 +33,8 @@ unsafe impl Send for Op {}
 /// An operation has ended.
 pub(super) struct Done {
     pub(super) token: usize,
+    /// When it was begun, if that was later than it was asked for.
+    pub(super) begun: Option<Instant>,
     /// How many bytes were read.
     pub(super) result: io::Result<usize>,
 }
@@ -88,6 +90,7 @@ struct Tile {
     slot: Slot<Filling>,
     read: Read,
     submitted: Instant,
+    begun: Option<Instant>,
     /// Where in the file the slot starts.
     start: u64,
     /// From there to the last page that is touched.
@@ -170,6 +173,7 @@ impl Engine {
             slot,
             read,
             submitted: Instant::now(),
+            begun: None,
             start,
             len: len as usize,
             next: 0,
@@ -218,7 +222,8 @@ impl Engine {
     fn turn(&mut self, timeout: Option<Duration>) {
         let mut done = mem::take(&mut self.done);
         self.woken |= self.device.wait(timeout, &mut done);
-        for Done { token, result } in done.drain(..) {
+        for Done { token, begun, result } in done.drain(..) {
+            self.begun(token, begun);
             self.block_done(token, result);
         }
         self.done = done;
@@ -250,6 +255,13 @@ impl Engine {
         let buffer = unsafe { tile.slot.as_mut_ptr().add(at) };
         let Read { file, .. } = tile.read;
         self.device.start(Op { token, file, offset: tile.start + at as u64, buffer, len: end - at });
+    }
+
+    /// A tile is begun with the first of its blocks.
+    fn begun(&mut self, token: usize, begun: Option<Instant>) {
+        if let (Some(tile), Some(begun)) = (&mut self.tiles[self.blocks[token].tile], begun) {
+            tile.begun = Some(tile.begun.map_or(begun, |first| first.min(begun)));
+        }
     }
 
     fn block_done(&mut self, token: usize, result: io::Result<usize>) {
@@ -323,6 +335,7 @@ impl Engine {
             tag,
             bytes_read: Bytes(tile.moved),
             submitted: tile.submitted,
+            begun: tile.begun.unwrap_or(tile.submitted),
             completed: Instant::now(),
             result: match tile.failure {
                 None => Ok(tile.slot.complete(if tile.len == 0 { 0..0 } else { payload })),

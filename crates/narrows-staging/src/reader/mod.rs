@@ -121,6 +121,8 @@ pub struct Completion {
     pub bytes_read: Bytes,
     /// When it was asked for.
     pub submitted: Instant,
+    /// When its first block was begun: later than `submitted` where it waited for a thread.
+    pub begun: Instant,
     /// When its last byte had arrived.
     pub completed: Instant,
 }

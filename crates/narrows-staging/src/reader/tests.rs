@@ -96,7 +96,7 @@ unsafe impl Device for Fake {
             if !self.pending.is_empty() && !early {
                 let i = self.random(self.pending.len());
                 let op = self.pending.swap_remove(i);
-                done.push(Done { token: op.token, result: self.read(&op) });
+                done.push(Done { token: op.token, begun: None, result: self.read(&op) });
             }
         }
         self.woken.swap(false, Ordering::Relaxed)
@@ -173,7 +173,7 @@ proptest! {
             };
             let (offset, len) = flying.remove(&completion.tag).expect("a tile ends once");
             ended += 1;
-            prop_assert!(completion.submitted <= completion.completed);
+            prop_assert!(completion.submitted <= completion.begun && completion.begun <= completion.completed);
             let there = file.len().saturating_sub(offset as usize).min(len);
             let pages = offset / 4096 * 4096..(offset + len as u64).next_multiple_of(4096);
             let is_bad = len > 0 && bad.is_some_and(|bad| pages.contains(&bad));
@@ -271,7 +271,7 @@ fn an_operation_put_off_for_ever_fails() {
         }
         fn wait(&mut self, _: Option<Duration>, done: &mut Vec<Done>) -> bool {
             let result = || Err(io::ErrorKind::Interrupted.into());
-            done.extend(self.0.drain(..).map(|token| Done { token, result: result() }));
+            done.extend(self.0.drain(..).map(|token| Done { token, begun: None, result: result() }));
             false
         }
         fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {

@@ -1,10 +1,11 @@
 //! Blocking reads in a few threads: for systems without io_uring, and for what io_uring cannot do better.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::blocks::{Device, Done, Op};
 use super::files::{Advice, Files};
@@ -33,9 +34,8 @@ impl Threads {
         read_at: Arc<ReadAt>,
         cached: Option<(Arc<Files>, bool)>,
     ) -> io::Result<Self> {
-        let (ops, queue) = mpsc::channel::<Op>();
-        let (wake, events) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
+        let (ops, queue) = unbounded::<Op>();
+        let (wake, events) = unbounded();
         let mut threads = Self { ops: Some(ops), events, wake, workers: Vec::new(), cached };
         if let Some((files, _)) = &threads.cached {
             for file in 0..files.files.len() {
@@ -45,16 +45,14 @@ impl Threads {
         for i in 0..count {
             let (queue, events, read_at) = (queue.clone(), threads.wake.clone(), read_at.clone());
             let work = move || {
-                loop {
-                    // The lock is held while waiting: whoever is next waits for the lock instead.
-                    let op = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(op) = op else { return };
+                for op in queue {
+                    let begun = Some(Instant::now());
                     // SAFETY: Until it is done the device owns this buffer, memory that was initialised when
                     // it was mapped, and the operation is this thread's alone.
                     let buffer = unsafe { std::slice::from_raw_parts_mut(op.buffer, op.len) };
                     let result = read_at(op.file, op.offset, buffer);
                     // If nobody listens any more, nobody misses it.
-                    let _ = events.send(Event::Done(Done { token: op.token, result }));
+                    let _ = events.send(Event::Done(Done { token: op.token, begun, result }));
                 }
             };
             threads.workers.push(thread::Builder::new().name(format!("read-{i}")).spawn(work)?);
@@ -72,7 +70,7 @@ unsafe impl Device for Threads {
         let sent = self.ops.as_ref().is_some_and(|ops| ops.send(op).is_ok());
         if !sent {
             let result = Err(io::Error::other("the reader threads are gone"));
-            let _ = self.wake.send(Event::Done(Done { token, result }));
+            let _ = self.wake.send(Event::Done(Done { token, begun: None, result }));
         }
     }
 

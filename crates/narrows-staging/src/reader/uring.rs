@@ -162,7 +162,7 @@ impl Uring {
                 code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
                 n => Ok(n as usize),
             };
-            done.push(Done { token: token as usize, result });
+            done.push(Done { token: token as usize, begun: None, result });
         }
         if woken {
             let mut count = [0; 8];
@@ -171,10 +171,11 @@ impl Uring {
         }
         let code = self.broken.unwrap_or(libc::EIO);
         let refused = self.refused.drain(..).filter(|&token| token != WAKE);
-        done.extend(
-            refused
-                .map(|token| Done { token: token as usize, result: Err(io::Error::from_raw_os_error(code)) }),
-        );
+        done.extend(refused.map(|token| Done {
+            token: token as usize,
+            begun: None,
+            result: Err(io::Error::from_raw_os_error(code)),
+        }));
         woken
     }
 }
