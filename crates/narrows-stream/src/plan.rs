@@ -12,8 +12,8 @@ const DEFAULT_SLOTS: std::ops::RangeInclusive<u64> = 4..=16;
 /// Below this many slots, reading and computing could not overlap.
 const FEWEST_SLOTS: u64 = 2;
 
-/// What slots made unasked hold at least, where they are filled from a disk. Tiles arrive in order: while one is late,
-/// those behind it wait in their slots, and nothing is asked of the disk in their place.
+/// What slots made unasked for a walk from disk hold at least, or an eighth of the walk. Tiles arrive in order: while
+/// one is late, those behind it wait in their slots, and nothing is asked of the disk in their place.
 const FEWEST_SLOT_BYTES: u64 = 48 << 20;
 
 /// What a plan is made from.
@@ -62,7 +62,8 @@ impl Need {
 /// How many slots streamed tiles pass through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Slots {
-    /// About 64 MiB of them, 4 to 16; fewer in a budget that holds no more, but two and about 48 MiB at least.
+    /// About 64 MiB of them, 4 to 16; fewer in a budget that holds no more, but two at least, and for a walk about
+    /// 48 MiB of them, or an eighth of it.
     #[default]
     Auto,
     /// As many as [`Slots::Auto`] makes, but no more than that; at least two.
@@ -247,7 +248,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     let once_slot = biggest(&mut once.iter().copied());
     let demand_slot = biggest(&mut demanded());
     let (fewest_demanded, wanted_demanded) =
-        slot_counts(request.demand_slots, demand_slot, demanded().count() as u64);
+        slot_counts(request.demand_slots, demand_slot, demanded().count() as u64, Bytes(0));
     let least_pool = times(fewest_demanded, demand_slot);
     let groups = groups(request.tiles);
     let frame_slots = frame_slots(&groups, |tile: TileId| region(&request.tiles[tile.index()]));
@@ -255,7 +256,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     let all_frames = times(groups.len() as u64, frame);
     let fixed: Bytes = request.needs.iter().map(|need| need.bytes).sum();
 
-    let (fewest, wanted) = slot_counts(request.slots, slot, (walked.len() + once.len()) as u64);
+    let (fewest, wanted) = slot_counts(request.slots, slot, (walked.len() + once.len()) as u64, all);
     // With all that is walked in memory, slots are needed for what passes through once.
     let everything = all + times(fewest.min(once.len() as u64), once_slot);
     let least = times(fewest, slot).min(everything);
@@ -368,14 +369,14 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     })
 }
 
-/// The fewest slots that will do, and how many it should be.
-fn slot_counts(slots: Slots, slot: Bytes, tiles: u64) -> (u64, u64) {
+/// The fewest slots that will do for a walk of so many bytes, and how many it should be.
+fn slot_counts(slots: Slots, slot: Bytes, tiles: u64, walk: Bytes) -> (u64, u64) {
     match slots {
         Slots::Exactly(count) => ((count as u64).min(tiles), (count as u64).min(tiles)),
         Slots::Auto | Slots::AtMost(_) => {
             let (fewest, most) = match slots {
                 Slots::AtMost(most) => (0, most as u64),
-                _ => (FEWEST_SLOT_BYTES / slot.get().max(1), u64::MAX),
+                _ => (FEWEST_SLOT_BYTES.min(walk.get() / 8) / slot.get().max(1), u64::MAX),
             };
             let count = DEFAULT_SLOT_BYTES / slot.get().max(1);
             let count = count.clamp(*DEFAULT_SLOTS.start(), *DEFAULT_SLOTS.end()).min(most).max(FEWEST_SLOTS);

@@ -68,6 +68,8 @@ pub struct Speeds {
     pub disk: Speed,
     /// From memory, by the matrix-vector product of one row: on the CPU, or on the device that computes.
     pub compute: Speed,
+    /// From the KV cache, by attention of one row.
+    pub attention: Speed,
     /// From pinned memory to the device.
     pub link: Speed,
 }
@@ -75,7 +77,8 @@ pub struct Speeds {
 impl Default for Speeds {
     /// A mid-range NVMe disk, a desktop's memory, and eight lanes of PCIe 4, assumed.
     fn default() -> Self {
-        Self { disk: Speed::assumed(3e9), compute: Speed::assumed(20e9), link: Speed::assumed(12e9) }
+        let memory = Speed::assumed(20e9);
+        Self { disk: Speed::assumed(3e9), compute: memory, attention: memory, link: Speed::assumed(12e9) }
     }
 }
 
@@ -203,8 +206,7 @@ impl Plan {
         let kv = kv_bytes(model, settings, w);
         let (budget, tiling) = (settings.budget, Arc::new(tiling));
         let read = kv_read(model, settings, w).get() as f64;
-        // Few rows are bound by memory, whatever they read of it.
-        let kv_seconds = read / settings.speeds.compute.bytes_per_second;
+        let kv_seconds = read / settings.speeds.attention.bytes_per_second;
         Ok(Self { stream, device, workload: w, budget, kv, kv_seconds, host_needs, tile, tiling })
     }
 

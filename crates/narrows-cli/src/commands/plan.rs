@@ -158,7 +158,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         needs: needs(&plan.stream),
         disk: SpeedReport::new(speeds.disk, plan.stream.disk_seconds, known.disk.as_ref()),
         compute: SpeedReport::new(speeds.compute, plan.compute_seconds() - plan.kv_seconds, None),
-        attention: SpeedReport::new(speeds.compute, plan.kv_seconds, None),
+        attention: SpeedReport::new(speeds.attention, plan.kv_seconds, None),
         device: plan.device.as_ref().map(|device| DeviceReport {
             budget_bytes: device.budget.get(),
             planned_bytes: device.stream.total().get(),

@@ -208,13 +208,13 @@ impl EngineBuilder {
     }
 
     /// Measures how fast this machine is, for [`EngineBuilder::speeds`]: reads some of the weights if `plan`
-    /// streams any and the speed of the `disk` is not known from before, and multiplies a matrix. Takes less than a
-    /// second and a quarter of the plan's budget.
+    /// streams any and the speed of the `disk` is not known from before, multiplies with matrices like the model's and
+    /// attends to a cache. Takes about a second and a quarter of the plan's budget.
     ///
     /// # Errors
     /// The weights cannot be read, or threads cannot be started.
     pub fn measure(&self, model: &Model, plan: &Plan, disk: Option<Speed>) -> Result<Speeds> {
-        measure::speeds(model, plan, self.io, &self.cpu()?, self.device.as_ref(), disk)
+        measure::speeds(model, plan, self.io, self.kv(), &self.cpu()?, self.device.as_ref(), disk)
     }
 
     /// Plans, and starts to read the weights; they are there when a request needs them.
