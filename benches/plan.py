@@ -4,13 +4,14 @@
 usage: benches/plan.py [-r N] [-n N] [--exe FILE] [--json FILE]     (needs 5 GB of disk under target/, and a quiet machine)
 
 The model is `narrows synth llama-1.1b`: bf16, and packs of it in q8 and nf4, whose heads are quantised too, and one in
-nf4 whose head is not. Each row is `narrows bench run`: the plan's prediction is made seconds before what it predicts.
+nf4 whose head is not. In each round each row is a `narrows bench run` of its own, which plans seconds before it runs;
+what is told of a row are medians of the rounds, since disks and neighbours change within minutes.
 """
-import argparse, datetime, json, os, platform, subprocess
+import argparse, datetime, json, os, platform, statistics, subprocess
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 parser = argparse.ArgumentParser()
-parser.add_argument('-r', type=int, default=3); parser.add_argument('-n', type=int, default=12); parser.add_argument('--depth', default='1536', help='positions before what is measured, where all weights stay')
+parser.add_argument('-r', type=int, default=5, help='rounds'); parser.add_argument('-n', type=int, default=12); parser.add_argument('--depth', default='1536', help='positions before what is measured, where all weights stay')
 parser.add_argument('--exe', help='a program that was built before'); parser.add_argument('--json')
 args = parser.parse_args()
 if not args.exe: subprocess.run(['cargo', 'build', '--release', '-q', '-p', 'narrows-cli'], check=True, cwd=ROOT)
@@ -26,29 +27,29 @@ for name, flags in packs.items():
     if not os.path.exists(models[name] + '/narrows.json'): run('pack', source, '-o', models[name], *flags)
 
 rows = []
-print('| encoding | `--ram` | test | predicted s/token | measured s/token | from - to | predicted / measured | load |\n|---|---|---|---|---|---|---|---|')
-def show(r):
-    low, high = min(r['samples_seconds_per_token']), max(r['samples_seconds_per_token'])
-    print(f"| {r['encoding']} | {r['ram_mib']}M | {r['test']} | {r['predicted_seconds_per_token']:.4f} | {r['measured_seconds_per_token']:.4f} | {low:.4f} - {high:.4f} "
-          f"| {r['predicted_over_measured']:.2f} | {r['load']:.1f} |", flush=True)
-
 for name, model in models.items():
-    # A quarter of the weights, three quarters, and more than all of them.
+    # A quarter of the weights, three quarters, and more than all of them. What attention reads is seen where the disk hides nothing.
     size = json.loads(run('plan', model, '--speeds', 'assumed', '--device', 'cpu', '--json'))['bytes_per_pass'] >> 20
-    budgets = [f'{mib}M' for mib in (size // 4 + 150, size * 3 // 4 + 150, size + 600)]
-    bench = lambda ram, depth: json.loads(run('bench', 'run', model, '-p', '0', '-n', str(args.n), '-d', depth, '-r', str(args.r), '--ram', ram,
-                                              '--device', 'cpu', '--json', '--quiet'))['results']
-    # What attention reads is seen where the disk hides nothing.
-    for r in bench(','.join(budgets), '0') + bench(budgets[-1], args.depth):
-        rows.append({'encoding': name, 'ram_mib': r['budget_bytes'] >> 20, 'test': r['test'], 'predicted_seconds_per_token': 1 / r['predicted_ts'],
-                     'measured_seconds_per_token': r['avg_ns'] / 1e9 / r['n_gen'], 'samples_seconds_per_token': [ns / 1e9 / r['n_gen'] for ns in r['samples_ns']],
-                     'predicted_over_measured': r['n_gen'] * 1e9 / (r['predicted_ts'] * r['avg_ns']),
-                     'bound': r['bound'], 'bytes_disk_per_pass': r['bytes_disk'] / r['passes'], 'stall_compute': r['stall_compute'], 'load': os.getloadavg()[0]})
-        show(rows[-1])
+    few, many, all = (f'{mib}M' for mib in (size // 4 + 150, size * 3 // 4 + 150, size + 600))
+    rows += [{'encoding': name, 'model': model, 'ram': ram, 'depth': depth, 'rounds': []} for ram, depth in ((few, '0'), (many, '0'), (all, '0'), (all, args.depth))]
+for _ in range(args.r):
+    for row in rows:
+        r = json.loads(run('bench', 'run', row['model'], '-p', '0', '-n', str(args.n), '-d', row['depth'], '-r', '1', '--ram', row['ram'], '--device', 'cpu', '--json', '--quiet'))['results'][0]
+        predicted, measured = 1 / r['predicted_ts'], r['avg_ns'] / 1e9 / r['n_gen']
+        row['rounds'].append({'predicted_seconds_per_token': predicted, 'measured_seconds_per_token': measured, 'predicted_over_measured': predicted / measured, 'load': os.getloadavg()[0]})
+        row.update(test=r['test'], bound=r['bound'], bytes_disk_per_pass=r['bytes_disk'] / r['passes'])
+
+print('| encoding | `--ram` | test | bound | predicted s/token | measured s/token | predicted / measured | from - to |\n|---|---|---|---|---|---|---|---|')
+for row in rows:
+    del row['model']
+    for key in ('predicted_seconds_per_token', 'measured_seconds_per_token', 'predicted_over_measured'): row[key] = statistics.median(r[key] for r in row['rounds'])
+    ratios = [r['predicted_over_measured'] for r in row['rounds']]
+    print(f"| {row['encoding']} | {row['ram']} | {row['test']} | {row['bound']} | {row['predicted_seconds_per_token']:.4f} | {row['measured_seconds_per_token']:.4f} "
+          f"| {row['predicted_over_measured']:.2f} | {min(ratios):.2f} - {max(ratios):.2f} |")
 
 cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor())
 machine = {'cpu': cpu, 'cpus': os.cpu_count(), 'kernel': platform.release(), 'date': datetime.date.today().isoformat(), 'load': os.getloadavg()[0]}
-print(f"\n{cpu}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['date']}; load {machine['load']:.1f}; means of {args.r} runs of {args.n} tokens")
+print(f"\n{cpu}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['date']}; load {machine['load']:.1f}; medians of {args.r} rounds of {args.n} tokens")
 within = sum(abs(r['predicted_over_measured'] - 1) <= 0.1 for r in rows)
 print(f"within 10 %: {within} of {len(rows)}")
 if args.json: json.dump({'machine': machine, 'rows': rows}, open(args.json, 'w'), indent=1)

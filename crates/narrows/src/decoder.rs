@@ -9,7 +9,7 @@ use crate::backend::{Activation, Backend, Step};
 use crate::error::{Error, Result};
 use crate::routing::Routing;
 use crate::sequence::Sequence;
-use crate::weights::{Pass, Weights};
+use crate::weights::{Pass, Weights, operand};
 
 /// Rows of a step for which the experts of the next layer are guessed.
 const PREFETCH_ROWS: usize = 4;
@@ -178,7 +178,7 @@ impl<B: Backend> Half<'_, '_, B> {
                 self.backend.norm_heads(heads, norm, a.norm_eps)?;
             }
         }
-        let encoding = self.pass.operand(layer, LayerWeight::OProj);
+        let encoding = operand(self.pass.matrix(layer, LayerWeight::OProj));
         self.backend.attention(layer, a.windows[layer], sequences, encoding)?;
         self.project(LayerWeight::OProj, LayerWeight::OBias, Activation::Attended, Activation::Projected)
     }
@@ -194,7 +194,7 @@ impl<B: Backend> Half<'_, '_, B> {
                 (LayerWeight::UpProj, LayerWeight::UpBias, Activation::Up),
             ],
         )?;
-        self.backend.swiglu(self.pass.operand(self.layer, LayerWeight::DownProj))?;
+        self.backend.swiglu(operand(self.pass.matrix(self.layer, LayerWeight::DownProj)))?;
         self.project(
             LayerWeight::DownProj,
             LayerWeight::DownBias,
@@ -234,38 +234,33 @@ impl<B: Backend> Half<'_, '_, B> {
             }
             backend.norm(false, norm, a.norm_eps, encoding)
         };
+        // The shared expert first.
+        let mut mlps = Vec::with_capacity(1 + routing.experts.len());
         if let (Some(chosen), Some(width)) = (routing.shared, experts.shared_intermediate_size) {
-            self.backend.shape_mlp(chosen.len(), width);
-            for (weight, to) in
-                [(LayerWeight::SharedGateProj, Activation::Gate), (LayerWeight::SharedUpProj, Activation::Up)]
-            {
-                normed_as(self.backend, self.pass.operand(layer, weight))?;
-                self.pass.linear(self.backend, layer, weight, Activation::Normed, to)?;
-            }
-            let down = LayerWeight::SharedDownProj;
-            self.backend.swiglu(self.pass.operand(layer, down))?;
-            self.pass.linear(self.backend, layer, down, Activation::Activated, Activation::Expert)?;
-            self.backend.add_expert(chosen)?;
+            use LayerWeight::{SharedDownProj, SharedGateProj, SharedUpProj};
+            let matrices = [SharedGateProj, SharedUpProj, SharedDownProj];
+            mlps.push((chosen, width, matrices.map(|weight| self.pass.matrix(layer, weight))));
         }
         for (expert, chosen) in routing.experts {
-            self.backend.shape_mlp(chosen.len(), experts.intermediate_size);
+            let matrices = [ExpertWeight::GateProj, ExpertWeight::UpProj, ExpertWeight::DownProj];
+            let matrices = matrices.map(|weight| self.pass.expert_matrix(layer, expert, weight));
+            mlps.push((chosen, experts.intermediate_size, matrices));
+        }
+        for (chosen, width, [gate, up, down]) in mlps {
+            self.backend.shape_mlp(chosen.len(), width);
+            // All rows, in their order, are there already.
+            let from = if chosen.len() == rows { Activation::Normed } else { Activation::Routed };
             let mut taken = None;
-            for (weight, to) in
-                [(ExpertWeight::GateProj, Activation::Gate), (ExpertWeight::UpProj, Activation::Up)]
-            {
-                let encoding = self.pass.expert_operand(layer, expert, weight);
+            for (matrix, to) in [(gate, Activation::Gate), (up, Activation::Up)] {
+                let encoding = operand(matrix);
                 normed_as(self.backend, encoding)?;
-                // All rows, in their order, are there already.
-                let from = if chosen.len() == rows { Activation::Normed } else { Activation::Routed };
                 if from == Activation::Routed && taken.replace(encoding) != Some(encoding) {
                     self.backend.take_rows(chosen.clone(), encoding)?;
                 }
-                self.pass.expert_linear(self.backend, (layer, expert), weight, from, to)?;
+                self.pass.linear(self.backend, matrix, from, to)?;
             }
-            let down = ExpertWeight::DownProj;
-            self.backend.swiglu(self.pass.expert_operand(layer, expert, down))?;
-            let (from, to) = (Activation::Activated, Activation::Expert);
-            self.pass.expert_linear(self.backend, (layer, expert), down, from, to)?;
+            self.backend.swiglu(operand(down))?;
+            self.pass.linear(self.backend, down, Activation::Activated, Activation::Expert)?;
             self.backend.add_expert(chosen)?;
         }
         Ok(())
@@ -300,7 +295,7 @@ impl<B: Backend> Half<'_, '_, B> {
     ) -> Result<()> {
         let mut made = None;
         for &(weight, bias, to) in projections {
-            let encoding = self.pass.operand(self.layer, weight);
+            let encoding = operand(self.pass.matrix(self.layer, weight));
             if made != Some(encoding) {
                 let norm = self.pass.vector(self.layer, norm).ok_or_else(|| missing(norm))?;
                 self.backend.norm(add, norm, self.a.norm_eps, encoding)?;
@@ -318,7 +313,8 @@ impl<B: Backend> Half<'_, '_, B> {
         from: Activation,
         to: Activation,
     ) -> Result<()> {
-        self.pass.linear(self.backend, self.layer, weight, from, to)?;
+        let matrix = self.pass.matrix(self.layer, weight);
+        self.pass.linear(self.backend, matrix, from, to)?;
         if let Some(bias) = self.pass.vector(self.layer, bias) {
             self.backend.add_bias(bias, to)?;
         }

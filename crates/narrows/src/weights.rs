@@ -10,7 +10,7 @@ use crate::architecture::{ExpertWeight, LayerWeight, Weight};
 use crate::backend::{Activation, Backend, Tile};
 use crate::error::{Error, Result};
 use crate::model::{Located, Model, WeightReader};
-use crate::tiling::{self, Tiling};
+use crate::tiling::{Matrix, Tiling};
 
 /// All weights of a model.
 pub(crate) struct Weights<B: Backend> {
@@ -137,9 +137,19 @@ impl<'w, B: Backend> Pass<'w, B> {
             .ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
     }
 
-    /// The encoding of what a matrix of a layer is multiplied with.
-    pub(crate) fn operand(&self, layer: usize, weight: LayerWeight) -> Encoding {
-        operand(self.tiling.layers[layer][weight as usize].as_ref())
+    /// A matrix of a layer, if the architecture has it.
+    pub(crate) fn matrix(&self, layer: usize, weight: LayerWeight) -> Option<&'w Matrix> {
+        self.tiling.layers[layer][weight as usize].as_ref()
+    }
+
+    /// A matrix of an expert of a layer.
+    pub(crate) fn expert_matrix(
+        &self,
+        layer: usize,
+        expert: usize,
+        weight: ExpertWeight,
+    ) -> Option<&'w Matrix> {
+        self.tiling.experts[layer][expert].matrices[weight as usize].as_ref()
     }
 
     /// The encoding of what the head is multiplied with.
@@ -164,39 +174,16 @@ impl<'w, B: Backend> Pass<'w, B> {
         self.tiles.may_miss()
     }
 
-    /// The encoding of what a matrix of an expert is multiplied with.
-    pub(crate) fn expert_operand(&self, layer: usize, expert: usize, weight: ExpertWeight) -> Encoding {
-        operand(self.tiling.experts[layer][expert].matrices[weight as usize].as_ref())
-    }
-
-    /// `to[i, :] = W from[i, :]` for a matrix of an expert that was demanded.
-    pub(crate) fn expert_linear(
-        &mut self,
-        backend: &mut B,
-        (layer, expert): (usize, usize),
-        weight: ExpertWeight,
-        from: Activation,
-        to: Activation,
-    ) -> Result<()> {
-        match &self.tiling.experts[layer][expert].matrices[weight as usize] {
-            Some(matrix) => self.multiply(backend, matrix, from, to),
-            None => Ok(()),
-        }
-    }
-
-    /// `to[i, :] = W from[i, :]` for a matrix of a layer.
+    /// `to[i, :] = W from[i, :]`. Matrices are asked for in the order of the walk, those of experts in the order in
+    /// which these were demanded; one that the architecture lacks leaves `to` alone.
     pub(crate) fn linear(
         &mut self,
         backend: &mut B,
-        layer: usize,
-        weight: LayerWeight,
+        matrix: Option<&Matrix>,
         from: Activation,
         to: Activation,
     ) -> Result<()> {
-        match &self.tiling.layers[layer][weight as usize] {
-            Some(matrix) => self.multiply(backend, matrix, from, to),
-            None => Ok(()),
-        }
+        matrix.map_or(Ok(()), |matrix| self.multiply(backend, matrix, from, to))
     }
 
     /// The logits of the rows that are wanted; if none are, the head's tiles are passed over.
@@ -212,13 +199,7 @@ impl<'w, B: Backend> Pass<'w, B> {
     }
 
     /// Computes tile by tile: rows of the matrix are columns of the result, so no sum is ever split.
-    fn multiply(
-        &mut self,
-        backend: &mut B,
-        matrix: &tiling::Matrix,
-        from: Activation,
-        to: Activation,
-    ) -> Result<()> {
+    fn multiply(&mut self, backend: &mut B, matrix: &Matrix, from: Activation, to: Activation) -> Result<()> {
         for tile in matrix.tiles.clone() {
             let held = match self.tiling.tiles[tile].access {
                 Access::Demanded(_) => self.tiles.next_demanded()?,
@@ -237,7 +218,8 @@ impl<'w, B: Backend> Pass<'w, B> {
     }
 }
 
-fn operand(matrix: Option<&tiling::Matrix>) -> Encoding {
+/// The encoding of what a matrix is multiplied with.
+pub(crate) fn operand(matrix: Option<&Matrix>) -> Encoding {
     matrix.map_or(Encoding::F32, |matrix| matrix.encoding.operand())
 }
 
