@@ -21,6 +21,7 @@ mod linear;
 mod matvec;
 pub mod reference;
 mod rms_norm;
+mod roofline;
 mod rope;
 mod rows;
 mod swiglu;
@@ -46,6 +47,7 @@ pub struct Kernels {
     kv: kv::Kv,
     matvec: matvec::Matvec,
     rms_norm: rms_norm::RmsNorm,
+    roofline: roofline::Roofline,
     rope: rope::Rope,
     rows: rows::Rows,
     swiglu: swiglu::Swiglu,
@@ -82,6 +84,7 @@ impl Kernels {
             kv: kv::Kv::load(&loader)?,
             matvec: matvec::Matvec::load(&loader)?,
             rms_norm: rms_norm::RmsNorm::load(&loader)?,
+            roofline: roofline::Roofline::load(&loader)?,
             rope: rope::Rope::load(&loader)?,
             rows: rows::Rows::load(&loader)?,
             swiglu: swiglu::Swiglu::load(&loader)?,

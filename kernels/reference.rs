@@ -182,3 +182,15 @@ pub fn top_k(logits: &[f32], cols: usize, k: usize) -> (Vec<f32>, Vec<u32>) {
     }
     (values, indices)
 }
+
+/// The sums of the 32-bit words of as many pieces as are asked for, modulo 2^32, as
+/// [`Kernels::read_sums`](crate::Kernels::read_sums) cuts them: of whole words of 16 bytes.
+#[must_use]
+pub fn read_sums(bytes: &[u8], pieces: usize) -> Vec<u32> {
+    let piece = 16 * (bytes.len() / 16).div_ceil(pieces);
+    let sum = |bytes: &[u8]| {
+        let (words, _) = bytes.as_chunks::<4>();
+        words.iter().fold(0_u32, |sum, word| sum.wrapping_add(u32::from_le_bytes(*word)))
+    };
+    (0..pieces).map(|i| sum(&bytes[bytes.len().min(i * piece)..bytes.len().min((i + 1) * piece)])).collect()
+}

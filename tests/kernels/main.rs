@@ -15,6 +15,7 @@ mod gemm;
 mod kv;
 mod linear;
 mod rms_norm;
+mod roofline;
 mod rope;
 mod rows;
 mod swiglu;
