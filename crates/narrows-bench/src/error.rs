@@ -40,6 +40,9 @@ pub enum Error {
     /// Reading or copying failed.
     #[error(transparent)]
     Staging(#[from] narrows_staging::Error),
+    /// A kernel cannot be loaded, or refuses.
+    #[error(transparent)]
+    Kernels(#[from] narrows_kernels::Error),
     /// What arrived is not what was sent.
     #[error("{what}: byte {at} arrived as {found:#04x} and was {sent:#04x}")]
     Corrupt {
@@ -86,7 +89,23 @@ impl Error {
     /// Whether a device or its driver is to blame.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        matches!(self, Self::Staging(narrows_staging::Error::Device(_)) | Self::Corrupt { .. })
+        matches!(
+            self,
+            Self::Staging(narrows_staging::Error::Device(_)) | Self::Kernels(_) | Self::Corrupt { .. }
+        )
+    }
+
+    /// Whether there is less memory than what is measured needs, of the host or of the device.
+    #[must_use]
+    pub fn is_memory(&self) -> bool {
+        use narrows_staging::device::DeviceError::OutOfMemory;
+        matches!(
+            self,
+            Self::Staging(
+                narrows_staging::Error::OverBudget { .. }
+                    | narrows_staging::Error::Device(OutOfMemory { .. })
+            ) | Self::Kernels(narrows_kernels::Error::Device(OutOfMemory { .. }))
+        )
     }
 
     /// Whether what was asked for is impossible.

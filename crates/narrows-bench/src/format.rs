@@ -128,10 +128,11 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
     const IO: &[&str] =
         &["ioengine", "rw", "cache", "bs", "iodepth", "GB/s", "from - to", "IOPS", "p50", "p99"];
     const HOST: &[&str] = &["memory", "threads", "pages", "size", "GB/s", "GiB/s", "from - to, GB/s"];
-    const FLOPS: &[&str] = &["float32", "threads", "GFLOP/s", "from - to"];
+    const DEVICE: &[&str] = &["device memory", "backend", "size", "GB/s", "from - to"];
+    const FLOPS: &[&str] = &["multiply-adds", "backend", "threads", "GFLOP/s", "from - to"];
     const PCIE: &[&str] = &["test", "memory", "size", "streams", "GB/s", "from - to", "verified"];
     const KERNEL: &[&str] =
-        &["operation", "backend", "encoding", "shape", "rows", "GB/s", "GFLOP/s", "of the roof"];
+        &["operation", "backend", "encoding", "shape", "rows", "us", "GB/s", "GFLOP/s", "of the roof"];
     const RUN: &[&str] =
         &["model", "size", "params", "backend", "ram", "test", "t/s", "bound t/s", "bound by"];
     match entry {
@@ -163,9 +164,20 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
             ];
             (HOST, cells)
         }
+        Entry::Device(r) => {
+            let cells = vec![
+                r.test.clone() + if r.test == "copy" { " (read + written)" } else { "" },
+                r.backend.clone(),
+                short(r.size),
+                giga(r.bandwidth.bytes_per_second),
+                range(&r.bandwidth.samples),
+            ];
+            (DEVICE, cells)
+        }
         Entry::Flops(r) => {
             let cells = vec![
-                format!("multiply-add, {}", r.isa),
+                format!("{}, {}", r.encoding, r.isa),
+                r.backend.clone(),
                 r.threads.to_string(),
                 giga(r.flops_per_second),
                 range(&r.samples),
@@ -192,6 +204,7 @@ fn cells(entry: &Entry) -> (&'static [&'static str], Vec<String>) {
                 r.encoding.clone(),
                 shape.join(" x "),
                 r.rows.to_string(),
+                format!("{:.2}", r.seconds * 1e6),
                 giga(r.bandwidth.bytes_per_second),
                 giga(r.bandwidth.bytes_per_second * r.flops_per_byte),
                 r.roof_bytes_per_second.map_or(String::new(), |roof| {

@@ -147,6 +147,8 @@ fn entry(case: &Case, settings: &Settings, cpu: &Cpu, samples: Vec<f64>) -> Entr
     let samples = Samples::of(samples);
     match case.test {
         Test::Flops => Entry::Flops(PeakResult {
+            backend: "cpu".to_owned(),
+            encoding: "f32".to_owned(),
             threads: case.threads,
             isa,
             flops_per_second: samples.bytes_per_second,

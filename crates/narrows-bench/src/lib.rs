@@ -6,7 +6,7 @@
 //!
 //! - [`io`] reads files: fio's words for its settings, and its figures on the same file.
 //! - [`host`] reads and copies memory.
-//! - [`kernels`] runs the operations of a model, beside the roof of the machine.
+//! - [`kernels`] runs the operations of a model, on the CPU or on a device, beside the roof of either.
 //! - [`pcie`] copies to a device and back, under the names that nvbandwidth gives its tests.
 //! - [`doctor`] says what holds a machine back.
 //!
@@ -32,6 +32,6 @@ pub use format::Format;
 pub use machine::{Disk, Gpu, Link, Machine, transparent_huge_pages};
 pub use narrows_bytes::Bytes;
 pub use record::{
-    Entry, HostResult, IoResult, KernelResult, Latency, PcieResult, PeakResult, Record, RunResult,
-    SCHEMA_VERSION, Samples,
+    DeviceResult, Entry, HostResult, IoResult, KernelResult, Latency, PcieResult, PeakResult, Record,
+    RunResult, SCHEMA_VERSION, Samples,
 };

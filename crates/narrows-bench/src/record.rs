@@ -85,6 +85,8 @@ pub enum Entry {
     Io(IoResult),
     /// Reads or copies of memory.
     Host(HostResult),
+    /// Reads or copies of a device's memory.
+    Device(DeviceResult),
     /// Multiply-adds in registers.
     Flops(PeakResult),
     /// Copies between host and device.
@@ -165,17 +167,47 @@ pub struct HostResult {
     pub bandwidth: Samples,
 }
 
+/// Reads or copies of a device's memory by itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceResult {
+    /// `read`, by a kernel that does nothing else; or `copy`, by the driver, of which bytes read and bytes written both
+    /// count.
+    pub test: String,
+    /// The device, `cuda:0`.
+    pub backend: String,
+    /// Memory that is read, or copied from and to.
+    pub size: Bytes,
+    /// How fast, by the device's clock.
+    #[serde(flatten)]
+    pub bandwidth: Samples,
+}
+
 /// What the units that multiply do if nothing keeps them waiting.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PeakResult {
+    /// `cpu` or `cuda:0`.
+    #[serde(default = "cpu")]
+    pub backend: String,
+    /// How factors are stored; sums are float32.
+    #[serde(default = "float32")]
+    pub encoding: String,
     /// Threads at a time.
     pub threads: usize,
-    /// The instruction set.
+    /// The instruction set; of a device its architecture and the instruction, `sm_90 mma.sync`.
     pub isa: String,
-    /// Float32 operations per second, of which a multiply-add is two; the median.
+    /// Operations per second, of which a multiply-add is two; the median.
     pub flops_per_second: f64,
     /// Each, in the order in which they were taken.
     pub samples: Vec<f64>,
+}
+
+/// What computed before there was a word for it.
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
+fn float32() -> String {
+    "f32".to_owned()
 }
 
 /// Copies between host and device of one size, from one kind of memory.
@@ -203,19 +235,25 @@ pub struct KernelResult {
     pub operation: String,
     /// `cpu` or `cuda:0`.
     pub backend: String,
-    /// How weights are stored.
+    /// How weights, a cache or, on a device, a result is stored.
     pub encoding: String,
-    /// What is computed on, `[rows, cols]`.
+    /// What is computed on, `[rows, cols]` of weights.
     pub shape: Vec<usize>,
     /// Rows of activations.
     pub rows: usize,
+    /// That a call reads and writes at least.
+    #[serde(default)]
+    pub bytes: Bytes,
+    /// What a call takes, median.
+    #[serde(default)]
+    pub seconds: f64,
     /// Bytes moved per second.
     #[serde(flatten)]
     pub bandwidth: Samples,
     /// Operations for each byte that is moved.
     pub flops_per_byte: f64,
-    /// What the roof of this machine would be: its memory, or its multiply-adds over `flops_per_byte`. None where
-    /// operands are in caches, and memory bounds nothing.
+    /// What the roof of this machine, or of the device, would be: its memory, or its multiply-adds over
+    /// `flops_per_byte`. None where operands are in caches, and memory bounds nothing.
     #[serde(default)]
     pub roof_bytes_per_second: Option<f64>,
 }

@@ -64,6 +64,7 @@ impl Failure {
                 _ => 1,
             },
             Self::Bench(error) if error.is_request() => 2,
+            Self::Bench(error) if error.is_memory() => 5,
             Self::Bench(error) if error.is_device() => 6,
             Self::Bench(narrows_bench::Error::Picture { .. }) => 1,
             Self::Bench(_) => 9,
@@ -109,6 +110,9 @@ impl Failure {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
+            Self::Bench(error) if error.is_memory() => {
+                Some("smaller sizes, or fewer rows, need less".to_owned())
+            }
             Self::Bench(error) if error.is_device() => {
                 Some("`narrows doctor` shows which devices there are, and what is missing".to_owned())
             }

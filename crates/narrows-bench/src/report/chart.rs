@@ -78,7 +78,7 @@ pub(super) fn of(records: &[Record]) -> Vec<Chart> {
         charts.extend(host(record));
         charts.extend(pcie(record));
     }
-    charts.extend(roofline(records));
+    charts.extend(rooflines(records));
     charts.extend(runs(records));
     charts
 }
@@ -264,46 +264,87 @@ fn link_bound(record: &Record, shown: &[&PcieResult]) -> Option<Series> {
     })
 }
 
-/// Kernels under the roof of the machine that they ran on (Williams, Waterman and Patterson 2009).
-fn roofline(records: &[Record]) -> Option<Chart> {
-    let entries = || records.iter().flat_map(|record| &record.results);
+/// Kernels under the roof of what they ran on (Williams, Waterman and Patterson 2009): one picture for the CPU, and one
+/// for each device.
+fn rooflines(records: &[Record]) -> Vec<Chart> {
+    let mut all: Vec<(&str, Option<&str>)> = Vec::new();
+    for record in records {
+        for entry in &record.results {
+            if let Entry::Kernel(kernel) = entry
+                && !all.contains(&on(record, &kernel.backend))
+            {
+                all.push(on(record, &kernel.backend));
+            }
+        }
+    }
+    all.into_iter().filter_map(|of| roofline(records, of)).collect()
+}
+
+/// What something ran on: a backend and, of several machines, the name of the device.
+fn on<'a>(record: &'a Record, backend: &'a str) -> (&'a str, Option<&'a str>) {
+    let gpu = record.machine.gpu.as_ref().filter(|_| backend != "cpu");
+    (backend, gpu.map(|gpu| gpu.name.as_str()))
+}
+
+fn roofline(records: &[Record], of: (&str, Option<&str>)) -> Option<Chart> {
+    let entries = || {
+        let with = |record| move |entry| (record, entry);
+        records.iter().flat_map(move |record: &Record| record.results.iter().map(with(record)))
+    };
     let memory = entries()
-        .filter_map(|entry| match entry {
-            Entry::Host(result) if result.test == "read" => Some(result.bandwidth.bytes_per_second),
+        .filter_map(|(record, entry)| match entry {
+            Entry::Host(r) if r.test == "read" && of.0 == "cpu" => Some(r.bandwidth.bytes_per_second),
+            Entry::Device(r) if on(record, &r.backend) == of => Some(r.bandwidth.bytes_per_second),
             _ => None,
         })
         .reduce(f64::max)?;
-    let peak = entries()
-        .filter_map(|entry| match entry {
-            Entry::Flops(result) => Some(result.flops_per_second),
-            _ => None,
-        })
-        .reduce(f64::max)?;
-    let kernels: Vec<&KernelResult> = entries()
-        .filter_map(|entry| match entry {
-            Entry::Kernel(r) if r.backend == "cpu" && r.roof_bytes_per_second.is_some() => Some(r),
+    // The best of each encoding, the highest first.
+    let mut peaks: Vec<(&str, f64)> = Vec::new();
+    for (record, entry) in entries() {
+        if let Entry::Flops(r) = entry
+            && on(record, &r.backend) == of
+        {
+            match peaks.iter_mut().find(|(encoding, _)| *encoding == r.encoding) {
+                Some((_, peak)) => *peak = peak.max(r.flops_per_second),
+                None => peaks.push((&r.encoding, r.flops_per_second)),
+            }
+        }
+    }
+    peaks.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let kernels: Vec<(&Record, &KernelResult)> = entries()
+        .filter_map(|(record, entry)| match entry {
+            // What computes nothing has no place on an axis of operations.
+            Entry::Kernel(r) if r.roof_bytes_per_second.is_some() && r.flops_per_byte > 0.0 => {
+                (on(record, &r.backend) == of).then_some((record, r))
+            }
             _ => None,
         })
         .collect();
-    if kernels.is_empty() {
-        return None;
-    }
-    let ridge = peak / memory;
-    let points = || kernels.iter().map(|kernel| kernel.flops_per_byte).chain([ridge]);
+    let (record, highest) = (kernels.first()?.0, peaks.first()?.1);
+    let kernels: Vec<&KernelResult> = kernels.into_iter().map(|(_, kernel)| kernel).collect();
+    let points = || kernels.iter().map(|kernel| kernel.flops_per_byte).chain([highest / memory]);
     let low = points().fold(f64::INFINITY, f64::min) / 4.0;
     let high = points().fold(0.0, f64::max) * 8.0;
-    let roof = |at: f64| (at, peak.min(at * memory) / 1e9);
+    let bound = |(encoding, peak): &(&str, f64)| {
+        let roof = |at: f64| (at, peak.min(at * memory) / 1e9);
+        Series {
+            label: match *peak {
+                peak if peak >= 1e13 => format!("{encoding} {:.0} TFLOP/s", peak / 1e12),
+                peak => format!("{encoding} {:.0} GFLOP/s", peak / 1e9),
+            },
+            colour: 0,
+            line: Line::Bound,
+            points: vec![roof(low), roof(peak / memory), roof(high)],
+        }
+    };
+    let mut all: Vec<_> = peaks.iter().map(bound).collect();
+    // What works on activations alone lies together at the foot of the slope: one name for all of it.
+    let name = |kernel: &KernelResult| match kernel.operation.as_str() {
+        operation @ ("linear" | "dequantise" | "attention") => format!("{operation} {}", kernel.encoding),
+        _ => "other operations".to_owned(),
+    };
     let mut names = Vec::new();
-    kernels
-        .iter()
-        .for_each(|kernel| _ = colour(&mut names, &format!("{} {}", kernel.operation, kernel.encoding)));
-    let name = |kernel: &KernelResult| format!("{} {}", kernel.operation, kernel.encoding);
-    let mut all = vec![Series {
-        label: format!("{} GB/s, {:.0} GFLOP/s", giga(memory), peak / 1e9),
-        colour: 0,
-        line: Line::Bound,
-        points: vec![roof(low), roof(ridge), roof(high)],
-    }];
+    kernels.iter().for_each(|kernel| _ = colour(&mut names, &name(kernel)));
     all.extend(series(
         &kernels,
         |kernel| name(kernel),
@@ -318,12 +359,14 @@ fn roofline(records: &[Record]) -> Option<Chart> {
             (kernel.flops_per_byte, speed / 1e9)
         },
     ));
-    let record = records.iter().find(|record| record.results.iter().any(|e| matches!(e, Entry::Host(_))))?;
-    let cpu = record.machine.cpu.as_deref().unwrap_or("CPU");
+    let (title, what) = match of {
+        ("cpu", _) => ("Roofline".to_owned(), record.machine.cpu.as_deref().unwrap_or("CPU")),
+        (backend, name) => (format!("Roofline of {backend}"), name.unwrap_or("a device")),
+    };
     Some(Chart {
-        title: "Roofline: what memory and multiply-adds allow".to_owned(),
-        subtitle: subtitle(cpu, record),
-        x: Axis { title: "float32 operations per byte".to_owned(), scale: Scale::Log2, label: plain },
+        title: format!("{title}: what memory and multiply-adds allow"),
+        subtitle: subtitle(&format!("{what} \u{b7} {} GB/s", giga(memory)), record),
+        x: Axis { title: "operations per byte".to_owned(), scale: Scale::Log2, label: plain },
         y: Axis { title: "GFLOP/s".to_owned(), scale: Scale::Log10, label: plain },
         series: all,
     })

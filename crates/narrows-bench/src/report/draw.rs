@@ -173,8 +173,11 @@ fn one(area: &Area<'_>, chart: &Chart) -> Drawn<()> {
         }
     }
     let anchor = font(15, INK).pos(Pos::new(HPos::Left, VPos::Center));
+    // Rows of the legend move together before they leave the picture.
+    let rows = i32::try_from(chart.series.len()).unwrap_or(i32::MAX);
+    let pitch = 24.min((i32::try_from(legend.dim_in_pixel().1)? - 16) / rows.max(1));
     for (series, row) in chart.series.iter().zip(0..) {
-        let (at, style) = (16 + 24 * row, style(series));
+        let (at, style) = (16 + pitch * row, style(series));
         match series.line {
             Line::Marks => {}
             Line::Dashed => {

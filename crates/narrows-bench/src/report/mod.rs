@@ -93,8 +93,8 @@ fn charts(records: &[Record]) -> Result<Vec<Chart>> {
 mod tests {
     use super::*;
     use crate::{
-        Bytes, Entry, HostResult, IoResult, KernelResult, Latency, Machine, PcieResult, PeakResult,
-        RunResult, Samples,
+        Bytes, DeviceResult, Entry, Gpu, HostResult, IoResult, KernelResult, Latency, Machine, PcieResult,
+        PeakResult, RunResult, Samples,
     };
 
     fn speed(gigabytes: f64) -> Samples {
@@ -126,10 +126,68 @@ mod tests {
             encoding: encoding.to_owned(),
             shape: vec![8192, 8192],
             rows,
+            bytes: Bytes(8192),
+            seconds: 1e-6,
             bandwidth: speed(gigabytes),
             flops_per_byte,
             roof_bytes_per_second: Some(1e9),
         })
+    }
+
+    fn peak(backend: &str, encoding: &str, teraflops: f64) -> PeakResult {
+        PeakResult {
+            backend: backend.to_owned(),
+            encoding: encoding.to_owned(),
+            threads: 2,
+            isa: "avx2".to_owned(),
+            flops_per_second: teraflops * 1e12,
+            samples: vec![teraflops * 1e12],
+        }
+    }
+
+    /// A record of a device with its roof, and a product of so many rows.
+    fn device(name: &str, backend: &str, gigabytes: f64, rows: usize) -> Record {
+        let memory = |test: &str, gigabytes| {
+            Entry::Device(DeviceResult {
+                test: test.to_owned(),
+                backend: backend.to_owned(),
+                size: Bytes::mib(512),
+                bandwidth: speed(gigabytes),
+            })
+        };
+        let on = |operation: &str, rows, gigabytes, flops_per_byte| match kernel(
+            "bf16",
+            rows,
+            gigabytes,
+            flops_per_byte,
+        ) {
+            Entry::Kernel(kernel) => Entry::Kernel(KernelResult {
+                operation: operation.to_owned(),
+                backend: backend.to_owned(),
+                ..kernel
+            }),
+            entry => entry,
+        };
+        let mut record = record(vec![
+            memory("read", gigabytes),
+            memory("copy", 0.9 * gigabytes),
+            Entry::Flops(peak(backend, "f32", 60.0)),
+            Entry::Flops(peak(backend, "bf16", 600.0)),
+            on("linear", rows, 0.9 * gigabytes, 1.0),
+            on("add", rows, 0.8 * gigabytes, 0.1),
+            on("kv_write", rows, 0.8 * gigabytes, 0.0),
+        ]);
+        record.machine.gpu = Some(Gpu {
+            device: backend.to_owned(),
+            name: name.to_owned(),
+            software: false,
+            compute_capability: "9.0".to_owned(),
+            driver_cuda: "13.0".to_owned(),
+            driver_release: None,
+            memory_bytes: Bytes(1),
+            link: None,
+        });
+        record
     }
 
     fn run(gib: u64, tokens_per_second: f64, bound: f64) -> Entry {
@@ -161,8 +219,7 @@ mod tests {
                 bandwidth: speed(gigabytes),
             })
         };
-        let peak =
-            PeakResult { threads: 2, isa: "avx2".to_owned(), flops_per_second: 3e11, samples: vec![3e11] };
+        let peak = peak("cpu", "f32", 0.3);
         let copy = |kind: &str, kib: u64, gigabytes| {
             Entry::Pcie(PcieResult {
                 test: "host_to_device_memcpy_ce".to_owned(),
@@ -219,11 +276,37 @@ mod tests {
         assert_eq!(charts[0].series[0].points, [(131_072.0, 2.0), (1_048_576.0, 3.0)]);
         assert_eq!((charts[0].series[1].line, charts[0].series[2].line), (Line::Solid, Line::Dashed));
         assert_eq!(charts[0].series[1].colour, charts[0].series[2].colour);
-        assert_eq!(labels(3), ["28.00 GB/s, 300 GFLOP/s", "linear bf16", "linear nf4"]);
+        assert_eq!(labels(3), ["f32 300 GFLOP/s", "linear bf16", "linear nf4"]);
+        assert!(charts[3].subtitle.contains(" 28.00 GB/s "), "{}", charts[3].subtitle);
         // The roof has its ridge where both bounds meet, and a kernel lies where it computes.
         assert!((charts[3].series[0].points[1].0 - 300.0 / 28.0).abs() < 1e-9);
         assert_eq!(charts[3].series[1].points, [(1.0, 26.0), (8.0, 160.0)]);
         assert_eq!(labels(4), ["cpu, measured", "cpu, bound"]);
+    }
+
+    #[test]
+    fn a_roofline_for_each_device() {
+        let mut records = everything();
+        records.extend([device("GPU A", "cuda:0", 3000.0, 1), device("GPU B", "cuda:0", 1000.0, 1)]);
+        records.push(device("GPU A", "cuda:0", 2900.0, 8));
+        let charts: Vec<_> =
+            chart::of(&records).into_iter().filter(|chart| chart.title.starts_with("Roofline")).collect();
+        let titles: Vec<_> = charts.iter().map(|chart| chart.title.split(':').next().unwrap()).collect();
+        assert_eq!(titles, ["Roofline", "Roofline of cuda", "Roofline of cuda"]);
+        let [cpu, a, b] = &charts[..] else { panic!("{titles:?}") };
+        // Neither has anything of another.
+        assert!(cpu.subtitle.contains(" 28.00 GB/s ") && cpu.series.len() == 3);
+        assert!(a.subtitle.starts_with("GPU A ") && a.subtitle.contains(" 3000.00 GB/s "), "{}", a.subtitle);
+        assert!(b.subtitle.starts_with("GPU B ") && b.subtitle.contains(" 1000.00 GB/s "), "{}", b.subtitle);
+        let labels: Vec<_> = a.series.iter().map(|series| series.label.as_str()).collect();
+        assert_eq!(labels, ["bf16 600 TFLOP/s", "f32 60 TFLOP/s", "linear bf16", "other operations"]);
+        // A ceiling for each encoding, and the ridge where both bounds meet.
+        assert_eq!(a.series[0].points[1], (200.0, 600_000.0));
+        assert_eq!(a.series[1].points[1], (20.0, 60_000.0));
+        assert_eq!((a.series[2].points.len(), b.series[2].points.len()), (2, 1));
+        // What computes nothing has no place on a scale of operations.
+        assert!(a.series[3].points.iter().all(|point| point.0 == 0.1));
+        assert!(!svg(&records).unwrap().contains("NaN"));
     }
 
     #[test]

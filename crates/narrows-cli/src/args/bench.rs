@@ -25,9 +25,14 @@ pub(crate) enum BenchCommand {
     Host(BenchHost),
     /// Copy to a device and back, from every kind of memory; names and JSON are nvbandwidth's.
     Pcie(BenchPcie),
-    /// Run the operations of a model one at a time, on the CPU; results stand beside the machine's roofline.
-    #[command(after_help = "The kernels of a CUDA device are measured on its own clock by \
-                            `cargo bench -p narrows-kernels --bench kernels`, beside the device's own copies.")]
+    /// Run the operations of a model one at a time, on the CPU or on a device; results stand beside the roofline of
+    /// either.
+    #[command(
+        after_help = "The roof is measured, too. Of the CPU: reads of memory, and float32 multiply-adds in \
+                            registers. Of a device, by its own clock: the faster of reads and of the driver's \
+                            copies, and multiply-adds in registers, for f16 and bf16 in the matrix units \
+                            (mma.sync), which is what its kernels compute with."
+    )]
     Kernels(BenchKernels),
     /// Run a model, or a shape by name, within one or several budgets: tests, flags and names are llama-bench's.
     Run(BenchRun),
@@ -155,10 +160,11 @@ pub(crate) struct BenchPcie {
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchKernels {
-    /// Operations, a list: linear, dequantise, attention, rms_norm, rope, swiglu, add [default: all].
+    /// Operations, a list: linear, dequantise, attention, rms_norm, head_norm, rope, swiglu, add, gather_rows,
+    /// scatter_add, argmax; on a device also add_rms_norm, kv_write, top_k [default: all].
     #[arg(long, value_name = "OP", value_delimiter = ',', value_parser = operation)]
     pub(crate) op: Vec<Operation>,
-    /// Encodings of weights and of caches, a list.
+    /// Encodings of weights, of caches and, on a device, of results, a list.
     #[arg(long, value_name = "ENCODING", value_delimiter = ',', default_value = "f32,bf16,f16,q8,nf4", value_parser = encoding)]
     pub(crate) encoding: Vec<Encoding>,
     /// Models whose matrices are taken, a list of the shapes of `narrows synth`, or `all`.
@@ -167,13 +173,13 @@ pub(crate) struct BenchKernels {
     /// Rows of activations, a list.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64")]
     pub(crate) rows: Vec<usize>,
-    /// Positions that attention looks at.
+    /// Positions that attention looks at; as many as there are rows at least.
     #[arg(long, value_name = "N", default_value = "4096")]
     pub(crate) positions: usize,
-    /// What computes: `cpu`.
-    #[arg(long, value_name = "cpu|cuda:N", default_value = "cpu", value_parser = super::device)]
+    /// What computes: `auto` takes the first GPU, and the CPU where there is none.
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "cpu", value_parser = super::device)]
     pub(crate) device: super::Device,
-    /// Threads that compute [default: all of the machine's].
+    /// Threads that compute on the CPU [default: all of the machine's].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Memory that copies of a matrix are spread over, so that none is in a cache; a larger matrix is cut.

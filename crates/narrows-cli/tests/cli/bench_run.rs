@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use narrows_softgpu::{SoftGpu, skip_or_fail};
 use serde_json::Value;
 
-use crate::harness::{Ran, args, demo, run};
+use crate::harness::{Ran, args, demo, narrows, run};
 
 /// Lists add up, so what a test gives itself is not given twice.
 fn with(command: &str, quick: &[(&'static str, &'static str)], flags: &[&str]) -> Ran {
@@ -137,7 +138,9 @@ fn kernels_beside_the_roof() {
     }
     for r in &kernels_of {
         assert!(r["bytes_per_second"].as_f64().unwrap() > 0.0 && r["backend"] == "cpu", "{r}");
-        assert!(r["flops_per_byte"].as_f64().unwrap() > 0.0, "{r}");
+        assert!(r["seconds"].as_f64().unwrap() > 0.0 && r["bytes"].as_u64().unwrap() > 0, "{r}");
+        // Copies compute nothing.
+        assert_eq!(r["flops_per_byte"] == 0.0, r["operation"] == "gather_rows", "{r}");
     }
     let down = |r: &&&Value| r["operation"] == "linear" && r["shape"] == serde_json::json!([2048, 5632]);
     // Five encodings, by two numbers of rows; those that are over 16 MiB are cut, and have another shape.
@@ -157,9 +160,113 @@ fn kernels_beside_the_roof() {
     assert!(!table.contains("nf4") && !table.contains("attention"), "{table}");
 }
 
+/// Runs `narrows bench kernels` on a software driver with 64 MiB of device memory.
+fn on_device(gpu: SoftGpu, flags: &[&str]) -> Ran {
+    let quick = ["--runtime", "1us", "--loops", "1", "--shape", "llama-1.1b", "--positions", "32"];
+    let mut command = narrows();
+    command.args(["bench", "kernels"]).args(quick).args(flags).env_remove("CUDA_VISIBLE_DEVICES");
+    let finished = gpu.vram(64 << 20).seed(1).run(&mut command).unwrap();
+    assert!(finished.hazards().is_empty(), "{:?}", finished.hazards());
+    Ran::of(&finished.output)
+}
+
+#[test]
+fn kernels_of_a_device_beside_its_roof() {
+    if !skip_or_fail() {
+        return;
+    }
+    let flags = ["--device", "cuda:0", "--size", "256K", "--rows", "1,17", "--json"];
+    let ran = on_device(SoftGpu::new().unwrap(), &flags).ok();
+    assert!(ran.err.starts_with("device: cuda:0 narrows-softgpu"), "{}", ran.err);
+    let record = ran.json();
+    let all = results(&record);
+    let gpu = &record["machine"]["gpu"];
+    assert!(gpu["software"] == true && gpu["compute_capability"] == "9.0", "{gpu}");
+    assert_eq!(gpu["device"], "cuda:0");
+    let of = |bench: &str| all.iter().filter(|r| r["bench"] == bench).collect::<Vec<_>>();
+    let positive = |r: &Value, name: &str| r[name].as_f64().is_some_and(|number| number > 0.0);
+    let tests: Vec<_> = of("device").iter().map(|r| r["test"].as_str().unwrap()).collect();
+    assert_eq!(tests, ["read", "copy"]);
+    let units: Vec<_> = of("flops").iter().map(|r| r["encoding"].as_str().unwrap()).collect();
+    assert_eq!(units, ["f32", "f16", "bf16"]);
+    assert!(of("flops").iter().all(|r| r["backend"] == "cuda:0" && positive(r, "flops_per_second")));
+    let kernels = of("kernel");
+    for (operation, encodings) in [
+        ("linear", &["f32", "bf16", "f16", "q8", "nf4"][..]),
+        ("dequantise", &["q8", "nf4"]),
+        ("attention", &["f32", "bf16", "f16"]),
+        ("rms_norm", &["f32", "bf16", "f16"]),
+        ("add_rms_norm", &["f32", "bf16", "f16"]),
+        ("head_norm", &["f32"]),
+        ("rope", &["f32"]),
+        ("swiglu", &["f32", "bf16", "f16"]),
+        ("add", &["f32"]),
+        ("gather_rows", &["f32", "bf16", "f16"]),
+        ("scatter_add", &["f32"]),
+        ("kv_write", &["f32", "bf16", "f16"]),
+        ("argmax", &["f32"]),
+        ("top_k", &["f32"]),
+    ] {
+        for encoding in encodings {
+            for rows in if operation == "dequantise" { &[0][..] } else { &[1, 17] } {
+                let of = |r: &&&Value| {
+                    r["operation"] == operation && r["encoding"] == *encoding && r["rows"] == *rows
+                };
+                assert!(kernels.iter().any(|r| of(&r)), "{operation} {encoding} x {rows}");
+            }
+        }
+    }
+    for r in &kernels {
+        assert_eq!(r["backend"], "cuda:0", "{r}");
+        for name in ["bytes", "seconds", "bytes_per_second", "roof_bytes_per_second"] {
+            assert!(positive(r, name), "{name} in {r}");
+        }
+        assert_eq!(r["samples"].as_array().unwrap().len(), 1, "{r}");
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let (file, picture) = (dir.path().join("kernels.json"), dir.path().join("kernels.html"));
+    fs::write(&file, record.to_string()).unwrap();
+    run(args!["bench", "report", &file, "-o", &picture]).ok();
+    let html = fs::read_to_string(picture).unwrap();
+    assert!(html.contains("Roofline of cuda:0: ") && html.contains("linear nf4"), "no roofline");
+}
+
+#[test]
+fn kernels_of_a_device_that_refuses() {
+    if !skip_or_fail() {
+        return;
+    }
+    let gpu = || SoftGpu::new().unwrap();
+    let cuda = |gpu, flags: &[&str]| {
+        let small = ["--device", "cuda:0", "--size", "256K", "--op", "add", "--rows", "1"];
+        on_device(gpu, &[&small[..], flags].concat())
+    };
+    // In the middle of the roof, and of an operation.
+    for launch in [2, 12] {
+        cuda(gpu().fail_launch(launch), &[]).refused(6, "CUDA_ERROR_ILLEGAL_ADDRESS");
+    }
+    // Somebody takes the memory after it was promised.
+    cuda(gpu().steal(64 << 20, 1), &[]).refused(5, "the device has no");
+    cuda(gpu(), &["--threads", "2"]).refused(2, "--threads");
+    on_device(gpu(), &["--device", "cuda:0", "--size", "65M"]).refused(2, "may be used");
+    on_device(gpu(), &["--device", "cuda:1"]).refused(6, "device 1");
+    // What activations need is known only when their turn comes.
+    let wide = ["--device", "cuda:0", "--size", "1M", "--op", "rms_norm", "--rows", "65536"];
+    on_device(gpu(), &wide).refused(5, "needs");
+    // By itself it takes no imitation of a device.
+    let auto = ["--device", "auto", "--size", "8M", "--op", "add", "--rows", "1", "--json"];
+    let ran = on_device(gpu(), &auto).ok();
+    assert!(ran.err.starts_with("device: cpu (narrows-softgpu"), "{}", ran.err);
+    assert!(results(&ran.json()).iter().all(|r| r["backend"] != "cuda:0"), "{}", ran.out);
+}
+
 #[test]
 fn kernels_that_cannot_be() {
     kernels(&["--device", "cuda:0"]).refused(6, "CUDA");
+    let auto = kernels(&["--device", "auto", "--op", "add", "--rows", "1"]).ok();
+    assert!(auto.err.starts_with("device: cpu (no CUDA driver"), "{}", auto.err);
+    kernels(&["--op", "top_k"]).refused(2, "nothing to measure");
     kernels(&["--rows", "0"]).refused(2, "rows");
     kernels(&["--op", "dequantise", "--encoding", "f32"]).refused(2, "nothing to measure");
     kernels(&["--size", "900000T"]).refused(2, "may be used");

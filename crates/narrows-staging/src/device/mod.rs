@@ -167,6 +167,16 @@ impl Device {
         self.0.total
     }
 
+    /// Its second-level cache, which all multiprocessors share.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn cache_bytes(&self) -> Result<Bytes, DeviceError> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        let bytes = self.0.context.attribute(attribute).doing("asking for its cache")?;
+        Ok(Bytes(u64::from(bytes.unsigned_abs())))
+    }
+
     /// What was in use when the context had just been opened: the context itself, and what other programs
     /// hold, which the driver does not tell apart.
     #[must_use]

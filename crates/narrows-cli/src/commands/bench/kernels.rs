@@ -3,21 +3,19 @@
 use std::num::NonZeroUsize;
 
 use narrows::{Synth, Weight};
-use narrows_bench::kernels::{Operation, Settings, Shape, run};
+use narrows_bench::kernels::{Loaded, Operation, Settings, Shape, run};
+use narrows_bench::pcie;
 
 use super::{Session, memory};
 use crate::args::bench::BenchKernels;
 use crate::args::{Device, Output};
 use crate::failure::{Failure, Result};
+use crate::output::say;
 
 pub(super) fn kernels(output: &Output, args: &BenchKernels) -> Result<()> {
-    if let Device::Cuda(n) = args.device {
-        // There or not, the kernels of a device have a bench of their own, on its own clock.
-        let device = narrows::Device::open(n)?;
-        return Err(Failure::Device(format!(
-            "--device cuda:{n}: the kernels of {} are measured by `cargo bench -p narrows-kernels --bench kernels`",
-            device.name()
-        )));
+    let device = open(output, args.device)?;
+    if device.is_some() && args.threads.is_some() {
+        return Err(Failure::Usage("--threads: no thread computes, a device does".to_owned()));
     }
     let mut session = Session::begin(output)?;
     let names = match args.shape.iter().any(|name| name == "all") {
@@ -33,13 +31,43 @@ pub(super) fn kernels(output: &Output, args: &BenchKernels) -> Result<()> {
         runtime: args.runtime,
         loops: args.loops,
         threads: args.threads.map_or(session.machine.threads, NonZeroUsize::get),
-        memory: memory(),
+        memory: match &device {
+            Some(device) => device.device().free().map_err(narrows_bench::Error::from)?,
+            None => memory(),
+        },
         spread: args.size,
     };
-    let result = run(&settings, &mut |step| session.go_on(step));
+    let result = run(&settings, device.as_ref(), &mut |step| session.go_on(step));
     let report = session.results(result)?;
+    if let Some(device) = &device {
+        session.machine.gpu = Some(pcie::gpu(device.device())?);
+    }
     let record = session.record(report.results, report.notes);
     session.end(&args.output, &record)
+}
+
+/// The device that was asked for; by itself the first that is no driver's imitation of one.
+fn open(output: &Output, which: Device) -> Result<Option<Loaded>> {
+    let device = match which {
+        Device::Cpu => return Ok(None),
+        Device::Cuda(ordinal) => Loaded::open(ordinal)?,
+        Device::Auto => {
+            let why = match Loaded::open(0) {
+                Ok(loaded) if !loaded.device().is_software() => return Ok(Some(said(output, loaded))),
+                Ok(loaded) => format!("{} is not chosen unasked", loaded.device().name()),
+                Err(error) => error.to_string(),
+            };
+            say(output, &format!("device: cpu ({why})"));
+            return Ok(None);
+        }
+    };
+    Ok(Some(said(output, device)))
+}
+
+fn said(output: &Output, loaded: Loaded) -> Loaded {
+    let device = loaded.device();
+    say(output, &format!("device: cuda:{} {}", device.ordinal(), device.name()));
+    loaded
 }
 
 /// What the operations of a well-known model work on.
@@ -63,5 +91,7 @@ fn shape(name: &str) -> Result<Shape> {
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
+        vocabulary: a.vocab_size,
+        experts: a.experts.as_ref().map(|experts| (experts.count, experts.per_token)),
     })
 }
