@@ -17,7 +17,10 @@ const BYTES: u64 = 512 << 20;
 /// Of a cache at most: its speed is the same from there on.
 const CACHE: usize = 64 << 20;
 /// What is computed on between two looks at the clock: milliseconds.
-const SAMPLE: f64 = 48e6;
+const SAMPLE: f64 = 32e6;
+
+/// How often everything is looked at, in turn: what others do at the moment falls on some of the looks at each.
+const ROUNDS: usize = 9;
 
 /// Multiplies with pieces of the shapes that the model's have, one after the other, as a pass does.
 pub(super) fn compute(plan: &Plan, pieces: &[Piece], cpu: &Cpu) -> Result<Speed> {
@@ -25,26 +28,28 @@ pub(super) fn compute(plan: &Plan, pieces: &[Piece], cpu: &Cpu) -> Result<Speed>
     let of_a_pass: f64 = pieces.iter().map(|piece| piece.count * piece.bytes()).sum();
     let weights = memory(plan, Bytes(BYTES.min(plan.budget.get() / 4).min(of_a_pass as u64).max(largest)))?;
     let weights = weights.as_slice();
-    let (mut bytes, mut seconds, mut at) = (0.0, 0.0, 0);
-    for piece in pieces {
-        let len = piece.row_bytes() * piece.rows;
-        let (x, mut y) = (vec![0.0; piece.cols], vec![0.0; piece.rows]);
-        let repeats = (SAMPLE / len as f64).clamp(1.0, piece.count.max(1.0)).ceil() as usize;
-        let each = second_of_five(|| {
+    let (longest, most_rows) = pieces.iter().fold((0, 0), |(x, y), p| (x.max(p.cols), y.max(p.rows)));
+    let (x, mut y) = (vec![0.0; longest], vec![0.0; most_rows]);
+    let mut seconds = vec![[0.0; ROUNDS]; pieces.len()];
+    let mut at = 0;
+    for round in 0..ROUNDS {
+        for (piece, seconds) in pieces.iter().zip(&mut seconds) {
+            let len = piece.row_bytes() * piece.rows;
+            let repeats = (SAMPLE / len as f64).clamp(1.0, piece.count.max(1.0)).ceil() as usize;
+            let start = Instant::now();
             for _ in 0..repeats {
                 if at + len > weights.len() {
                     at = 0;
                 }
                 let w = Matrix::new(piece.encoding, piece.rows, piece.cols, &weights[at..at + len])?;
-                cpu.linear(w, &x, RowsMut::new(&mut y, piece.rows, 0)?)?;
+                cpu.linear(w, &x[..piece.cols], RowsMut::new(&mut y[..piece.rows], piece.rows, 0)?)?;
                 at += len;
             }
-            Ok(())
-        })?;
-        bytes += piece.count * piece.bytes();
-        seconds += piece.count * each / repeats as f64;
+            seconds[round] = start.elapsed().as_secs_f64() / repeats as f64;
+        }
     }
-    Ok(speed(bytes, seconds))
+    let pass = pieces.iter().zip(seconds).map(|(piece, seconds)| piece.count * median(seconds)).sum();
+    Ok(speed(of_a_pass, pass))
 }
 
 /// Attends from a row to as many positions as a sequence of the workload will have, in one layer's cache after the
@@ -63,7 +68,9 @@ pub(super) fn attention(model: &Model, plan: &Plan, encoding: Encoding, cpu: &Cp
     let kv = memory(plan, Bytes((caches * 2 * len) as u64))?;
     let width = a.heads * a.head_dim;
     let (q, mut out) = (vec![0.0; width], vec![0.0; width]);
-    let each = second_of_five(|| {
+    let mut seconds = [0.0; ROUNDS];
+    for seconds in &mut seconds {
+        let start = Instant::now();
         for cache in kv.as_slice()[..caches * 2 * len].chunks(2 * len) {
             let (keys, values) = cache.split_at(len);
             let (kv_heads, head_dim) = (a.kv_heads, a.head_dim);
@@ -71,9 +78,14 @@ pub(super) fn attention(model: &Model, plan: &Plan, encoding: Encoding, cpu: &Cp
             let row = AttentionRow { kv, position: positions - 1, window: None };
             cpu.attention(&q, &[row], a.heads, a.attention_scale(), &mut out)?;
         }
-        Ok(())
-    })?;
-    Ok(Some(speed((caches * 2 * len) as f64, each)))
+        *seconds = start.elapsed().as_secs_f64();
+    }
+    Ok(Some(speed((caches * 2 * len) as f64, median(seconds))))
+}
+
+fn median(mut seconds: [f64; ROUNDS]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[ROUNDS / 2]
 }
 
 /// Pages as those of the weights will be; written to, since pages never written to are all one page, which never
@@ -84,17 +96,4 @@ fn memory(plan: &Plan, len: Bytes) -> Result<Region> {
     let mut region = Arena::new(&budget, "measuring", len, options)?.carve(len.get() as usize)?;
     region.as_mut_slice().fill(0x3c);
     Ok(region)
-}
-
-/// Seconds that `work` takes: neither luck nor what others do at the moment, which takes more than half of so short a
-/// look now and then.
-fn second_of_five(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut seconds = [0.0; 5];
-    for seconds in &mut seconds {
-        let start = Instant::now();
-        work()?;
-        *seconds = start.elapsed().as_secs_f64().max(1e-9);
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[1])
 }
