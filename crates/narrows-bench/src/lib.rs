@@ -23,6 +23,7 @@ pub mod io;
 pub mod kernels;
 mod machine;
 pub mod pcie;
+mod random;
 mod record;
 pub mod report;
 

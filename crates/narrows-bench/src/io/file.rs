@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use narrows_bytes::Bytes;
 
 use super::Settings;
+use crate::random::SplitMix;
 use crate::{Error, Result};
 
 /// Size of the file that is made in a directory, unless told otherwise.
@@ -173,18 +174,6 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
     #[cfg(windows)]
     return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
-}
-
-/// Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
-pub(super) struct SplitMix(pub(super) u64);
-
-impl SplitMix {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
 }
 
 #[cfg(test)]

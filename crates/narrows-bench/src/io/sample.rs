@@ -8,8 +8,9 @@ use narrows_staging::{
     ALIGNMENT, Arena, ArenaOptions, Budget, Free, Lock, Method, Read, Reader, ReaderOptions, Slot,
 };
 
-use super::file::{SplitMix, Target};
+use super::file::Target;
 use super::{Cache, Case, IoEngine, Rw, Settings, mode, options};
+use crate::random::SplitMix;
 use crate::{Error, Result};
 
 /// Where tiles begin in a page: in the middle of it, as tensors of a checkpoint do.

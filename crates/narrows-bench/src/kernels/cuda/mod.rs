@@ -17,6 +17,7 @@ use narrows_staging::device::{
 
 use super::{Backend, Case, Kind, Measured, Roof, Settings};
 use crate::io::Step;
+use crate::random::SplitMix;
 use crate::{Error, Result};
 
 /// A device with all kernels loaded.
@@ -208,15 +209,8 @@ fn arena(device: &Device, budget: &Budget, len: usize) -> Result<DeviceArena> {
     Ok(DeviceArena::new(device, budget, "what kernels are measured with", size, Carving::Together)?)
 }
 
-/// Numbers in -1..1 that look random and are the same in every run (SplitMix64).
+/// Numbers in -1..1 that look random and are the same in every run.
 fn noise(len: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+    let mut random = SplitMix(0);
+    (0..len).map(|_| random.next_f32()).collect()
 }
