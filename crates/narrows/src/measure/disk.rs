@@ -13,8 +13,10 @@ use crate::model::Model;
 use crate::plan::Plan;
 use crate::tiling::RowTile;
 
-/// Long enough for a disk to come to its speed, short enough not to be noticed.
+/// Long enough for a disk to come to its speed, short enough not to be noticed. Where a pass takes longer, the look may
+/// too: what others ask of a disk changes from one tenth of a second to the next.
 const TIME: Duration = Duration::from_millis(300);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Copies weights that are made in memory to where the stream would have them.
 pub(super) fn memory(made: &Made, plan: &Plan) -> Result<Speed> {
@@ -56,10 +58,12 @@ pub(super) fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
     // Slots that were filled once are in place, and the disk is at work: from then on the clock runs.
     let fits = |tile: &&RowTile| Reader::capacity_for(tile.read.len) <= slot.get() as usize;
     let mut tiles = plan.tiling.tiles.iter().filter(fits).cycle();
+    let pass = Duration::try_from_secs_f64(plan.stream.disk_seconds).unwrap_or(LONGEST);
+    let time = pass.clamp(TIME, LONGEST);
     let mut warm_up = slots;
     let (mut start, mut bytes) = (Instant::now(), 0);
     loop {
-        while start.elapsed() < TIME
+        while start.elapsed() < time
             && let Some(slot) = free.pop()
             && let Some(tile) = tiles.next()
         {
