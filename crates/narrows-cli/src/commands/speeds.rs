@@ -25,7 +25,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// As the flag says. A look of a third of a second at the disk as it is now is nearer to the truth than a careful one
+    /// As the flag says. A short look at the disk as it is now is nearer to the truth than a careful one
     /// of last week: disks that others use too change by a third between minutes. What is remembered is of the way in
     /// which weights are read by default.
     pub(super) fn of(builder: &EngineBuilder, args: &Compute, model: &Model, plan: &Plan) -> Result<Self> {
