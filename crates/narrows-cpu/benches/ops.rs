@@ -6,12 +6,12 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark may")]
 
 use std::hint::black_box;
+use std::thread;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
 use narrows_shard::Encoding;
-use rayon::prelude::*;
 
 /// Weights are taken from different places of this much memory, so that they come from memory and not from
 /// a cache.
@@ -30,17 +30,14 @@ fn pool_of_memory() -> Vec<u8> {
 /// What a plain read of memory reaches with the same threads: the bound of a matvec.
 fn read(c: &mut Criterion) {
     let memory = pool_of_memory();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads()).build().unwrap();
     let mut group = c.benchmark_group("read");
     group.throughput(Throughput::Bytes(POOL as u64));
     group.bench_function("memory", |b| {
-        b.iter(|| {
-            pool.install(|| black_box(fold(&memory)));
-        });
+        b.iter(|| black_box(fold(&memory)));
     });
 }
 
-/// All bytes of `memory` folded together, on the threads of the pool that this runs in.
+/// All bytes of `memory` folded together, by all threads.
 fn fold(memory: &[u8]) -> u64 {
     // Eight places at a time, as a matvec reads eight rows.
     let chunk = |words: &[u64]| {
@@ -55,7 +52,13 @@ fn fold(memory: &[u8]) -> u64 {
         }
         sums.as_flattened().iter().fold(0, |a, b| a ^ b)
     };
-    bytemuck::cast_slice(memory).par_chunks(1 << 14).map(chunk).reduce(|| 0, |a, b| a ^ b)
+    let words: &[u64] = bytemuck::cast_slice(memory);
+    thread::scope(|scope| {
+        let parts = words.chunks(words.len().div_ceil(threads()).next_multiple_of(1 << 14));
+        let fold = |part: &[u64]| part.chunks(1 << 14).map(chunk).fold(0, |a, b| a ^ b);
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || fold(part))).collect();
+        parts.into_iter().map(|part| part.join().unwrap()).fold(0, |a, b| a ^ b)
+    })
 }
 
 /// One row of activations: bound by memory. Shapes of a 1.1B, an 8B and a 70B Llama.
@@ -126,7 +129,6 @@ fn matmul(c: &mut Criterion) {
 /// weights: what a plain read of memory stands beside, each time anew, since machines are shared.
 fn linear(c: &mut Criterion) {
     let memory = pool_of_memory();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads()).build().unwrap();
     let cpu = Cpu::new(threads()).unwrap();
     let mut group = c.benchmark_group("linear");
     group.sample_size(10);
@@ -134,7 +136,7 @@ fn linear(c: &mut Criterion) {
         let len = 256 << 20;
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(BenchmarkId::new("read", format!("before {rows}x{cols}")), |b| {
-            b.iter(|| pool.install(|| black_box(fold(&memory[..len]))));
+            b.iter(|| black_box(fold(&memory[..len])));
         });
         for encoding in Encoding::ALL {
             let len = rows * encoding.row_bytes(cols).unwrap();

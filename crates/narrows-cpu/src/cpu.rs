@@ -1,23 +1,22 @@
 //! The threads and the instruction set.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
+use crate::pool::Pool;
 use crate::simd::{Kernel, Level};
 use crate::{Error, Isa};
 
 /// Threads and an instruction set; the operations are its methods.
 ///
-/// It holds nothing else, so it may be shared by any number of callers.
+/// It holds nothing else, so it may be shared by any number of callers. The threads are one caller's at a time:
+/// an operation that finds them taken is computed by its caller alone.
 pub struct Cpu {
     level: Level,
-    // `None` for one thread: then the caller's own does the work.
-    pool: Option<ThreadPool>,
+    pool: Pool,
 }
 
-/// Multiply-adds below which waking another thread costs more than it saves.
+/// Multiply-adds below which another thread, that may have to be woken, costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 18;
 
 impl Cpu {
@@ -29,21 +28,16 @@ impl Cpu {
     /// Computes on `threads` threads with the given instructions, for tests and comparisons.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Self, Error> {
         let level = Level::detect(isa).ok_or(Error::Isa(isa))?;
-        let pool = match threads {
-            0 => return Err(Error::Zero { what: "the number of threads" }),
-            1 => None,
-            _ => {
-                let builder = ThreadPoolBuilder::new().num_threads(threads);
-                Some(builder.thread_name(|i| format!("narrows-cpu-{i}")).build()?)
-            }
-        };
-        Ok(Self { level, pool })
+        if threads == 0 {
+            return Err(Error::Zero { what: "the number of threads" });
+        }
+        Ok(Self { level, pool: Pool::new(threads).map_err(Error::Threads)? })
     }
 
     /// How many threads it computes on.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or(1, ThreadPool::current_num_threads)
+        self.pool.threads()
     }
 
     /// The instructions that it uses.
@@ -58,12 +52,11 @@ impl Cpu {
     }
 
     /// Runs `task(0..tasks)`, all of which take `work` multiply-adds together.
-    pub(crate) fn for_each(&self, tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
-        match &self.pool {
-            Some(pool) if tasks > 1 && work >= WORTH_A_THREAD => {
-                pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(task));
-            }
-            _ => (0..tasks).for_each(task),
+    pub(crate) fn for_each(&self, tasks: usize, work: usize, task: impl Fn(usize) + Sync) {
+        if tasks > 1 && work >= WORTH_A_THREAD {
+            self.pool.for_each(tasks, task);
+        } else {
+            (0..tasks).for_each(task);
         }
     }
 
@@ -74,14 +67,17 @@ impl Cpu {
         data: &mut [T],
         size: usize,
         work: usize,
-        task: impl Fn(usize, &mut [T]) + Sync + Send,
+        task: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        match &self.pool {
-            Some(pool) if data.len() > size && data.len().saturating_mul(work) >= WORTH_A_THREAD => {
-                pool.install(|| data.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)));
+        let (tasks, work) = (data.len().div_ceil(size), data.len().saturating_mul(work));
+        let chunks = Mutex::new(data.chunks_mut(size).enumerate());
+        self.for_each(tasks, work, |_| {
+            // The guard is gone before the chunk is worked on.
+            let next = chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+            if let Some((i, chunk)) = next {
+                task(i, chunk);
             }
-            _ => data.chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)),
-        }
+        });
     }
 }
 

@@ -12,7 +12,7 @@ use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to};
 use crate::{Cpu, Error, Matrix};
 
 /// Elements that a task of an elementwise operation takes.
-const CHUNK: usize = 1 << 14;
+pub(crate) const CHUNK: usize = 1 << 14;
 
 impl Cpu {
     /// Stored weights as `f32`: rows of an embedding, biases, norms; of a quantised matrix one row.
@@ -51,9 +51,15 @@ impl Cpu {
         let what = "dequantised weights";
         let row_bytes = encoding.row_bytes(matrix.cols()).ok_or(Error::Overflow { what })?;
         check_len("the destination of weights", out.len(), product(what, &[matrix.rows(), row_bytes])?)?;
-        self.for_chunks(out, row_bytes, 1, |row, out| {
-            let bytes = matrix.row(row);
-            self.run(Encoded(matrix.encoding(), Dequantise { bytes, cols: matrix.cols(), encoding, out }));
+        let rows = CHUNK.div_ceil(matrix.cols());
+        self.for_chunks(out, rows * row_bytes, 1, |i, out| {
+            for (row, out) in out.chunks_mut(row_bytes).enumerate() {
+                let bytes = matrix.row(i * rows + row);
+                self.run(Encoded(
+                    matrix.encoding(),
+                    Dequantise { bytes, cols: matrix.cols(), encoding, out },
+                ));
+            }
         });
         Ok(())
     }

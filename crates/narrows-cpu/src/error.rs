@@ -85,7 +85,7 @@ pub enum Error {
     Isa(Isa),
     /// The operating system refused to start the threads.
     #[error("cannot start the compute threads")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[source] std::io::Error),
 }
 
 /// `Ok` where `found == expected`.

@@ -12,8 +12,8 @@
 //! - Wrong shapes are an [`Error`], never a panic and never an access out of bounds.
 //! - NaN and infinity go through as IEEE arithmetic carries them.
 //!
-//! What this crate does not do: no operation allocates (but for what rayon does to hand out work), touches
-//! a file or a clock, or keeps anything from one call to the next.
+//! What this crate does not do: no operation allocates, touches a file or a clock, or keeps anything from one
+//! call to the next.
 //!
 //! One kernel body serves every instruction set (the trait `Simd` in `simd/`) and every encoding (the
 //! trait `Stored` in `stored.rs`): a new one of either is one `impl` and one arm of one `match`.
@@ -27,6 +27,7 @@ mod elementwise;
 mod error;
 mod linear;
 mod matrix;
+mod pool;
 pub mod reference;
 mod roofline;
 mod rows;
