@@ -41,12 +41,12 @@ for _ in range(args.r):
         row['rounds'].append({'predicted_seconds_per_token': predicted, 'measured_seconds_per_token': measured, 'predicted_over_measured': predicted / measured, 'load': os.getloadavg()[0]})
         row.update(test=r['test'], bound=r['bound'], bytes_disk_per_pass=r['bytes_disk'] / r['passes'])
 
-print('| encoding | `--ram` | test | bound | predicted s/token | measured s/token | predicted / measured | from - to |\n|---|---|---|---|---|---|---|---|')
+print('| encoding | `--ram` | test | bound | predicted s/token | measured s/token | from - to | predicted / measured | from - to |\n|---|---|---|---|---|---|---|---|---|')
 for row in rows:
     del row['model']
     for key in ('predicted_seconds_per_token', 'measured_seconds_per_token', 'predicted_over_measured'): row[key] = statistics.median(r[key] for r in row['rounds'])
-    ratios = [r['predicted_over_measured'] for r in row['rounds']]
-    print(f"| {row['encoding']} | {row['ram']} | {row['test']} | {row['bound']} | {row['predicted_seconds_per_token']:.4f} | {row['measured_seconds_per_token']:.4f} "
+    ratios, seconds = ([r[key] for r in row['rounds']] for key in ('predicted_over_measured', 'measured_seconds_per_token'))
+    print(f"| {row['encoding']} | {row['ram']} | {row['test']} | {row['bound']} | {row['predicted_seconds_per_token']:.4f} | {row['measured_seconds_per_token']:.4f} | {min(seconds):.4f} - {max(seconds):.4f} "
           f"| {row['predicted_over_measured']:.2f} | {min(ratios):.2f} - {max(ratios):.2f} |")
 
 cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor())

@@ -3,6 +3,9 @@
 //! A walk is cyclic, so a cache of the last used tiles would always have dropped the one that comes next. A fixed
 //! set saves its own bytes in every pass. Spread evenly, it never leaves the disk with a long run of tiles to read
 //! while the computation has nothing to do, nor the other way round.
+//!
+//! Small tiles stay first. A slot is as big as the biggest tile and takes one tile, whatever its size: slots full of
+//! small ones hold too few bytes on their way to keep the disk busy.
 
 /// How finely shares are tried, in steps per tile: finer fills the room better where sizes differ.
 const STEPS_PER_TILE: usize = 8;
@@ -22,20 +25,21 @@ pub(crate) fn choose(tiles: &[Weight], room: u64) -> Vec<bool> {
     let total: u128 = tiles.iter().map(|tile| u128::from(tile.region)).sum();
     let biggest = tiles.iter().map(|tile| u128::from(tile.region)).max().unwrap_or(0);
     let steps = (tiles.len() * STEPS_PER_TILE) as u128;
-    // A spread misses its share by at most half a tile (see `spread`) and the rounding of a division.
+    // A spread misses its share by at most half a tile (see `Spread::resident`) and the rounding of a division.
     let miss = biggest / 2 + 1;
     let highest = match total {
         0 => 0,
         _ => steps.min((u128::from(room) + miss + 1).saturating_mul(steps) / total),
     };
 
+    let spread = Spread::new(tiles);
     let mut best = 0;
     let mut chosen = vec![false; tiles.len()];
     for step in (0..=highest).rev() {
         if step * total / steps.max(1) + miss < best {
             break;
         }
-        let resident = spread(tiles, step, steps);
+        let resident = spread.resident(step * total / steps.max(1));
         let (mut region, mut len) = (0, 0);
         for (tile, _) in tiles.iter().zip(&resident).filter(|(_, resident)| **resident) {
             region += u128::from(tile.region);
@@ -49,19 +53,49 @@ pub(crate) fn choose(tiles: &[Weight], room: u64) -> Vec<bool> {
     chosen
 }
 
-/// Walks the tiles with `step / steps` of the bytes so far in mind, and keeps each tile that brings the resident
-/// bytes closer to that: after every tile they are within half the biggest tile of it.
-fn spread(tiles: &[Weight], step: u128, steps: u128) -> Vec<bool> {
-    let (mut walked, mut resident) = (0, 0);
-    let keep = |tile: &Weight| {
-        let region = u128::from(tile.region);
-        walked += region;
-        let wanted = walked * step / steps.max(1);
-        let keep = 2 * wanted > 2 * resident + region;
-        resident += if keep { region } else { 0 };
-        keep
-    };
-    tiles.iter().map(keep).collect()
+/// Tiles by size: those more than half as big as the biggest, those more than a quarter as big, ...
+struct Spread<'a> {
+    tiles: &'a [Weight],
+    biggest: u64,
+    /// The bytes of each class, the biggest tiles first.
+    totals: Vec<u128>,
+}
+
+impl<'a> Spread<'a> {
+    fn new(tiles: &'a [Weight]) -> Self {
+        let biggest = tiles.iter().map(|tile| tile.region).max().unwrap_or(0);
+        let mut spread = Self { tiles, biggest, totals: vec![0; 64] };
+        for tile in tiles {
+            let class = spread.class(tile);
+            spread.totals[class] += u128::from(tile.region);
+        }
+        spread
+    }
+
+    fn class(&self, tile: &Weight) -> usize {
+        (self.biggest / tile.region.max(1)).max(1).ilog2() as usize
+    }
+
+    /// Keeps `wanted` bytes: all of the smallest classes, and of one a share. Walking its tiles with that share of
+    /// the bytes so far in mind, each is kept that brings the resident bytes closer to it: after every tile they
+    /// are within half the biggest tile of it.
+    fn resident(&self, mut wanted: u128) -> Vec<bool> {
+        let mut shares = vec![0; self.totals.len()];
+        for (share, total) in shares.iter_mut().zip(&self.totals).rev() {
+            *share = wanted.min(*total);
+            wanted -= *share;
+        }
+        let (mut walked, mut resident) = (vec![0; shares.len()], vec![0; shares.len()]);
+        let keep = |tile: &Weight| {
+            let (class, region) = (self.class(tile), u128::from(tile.region));
+            walked[class] += region;
+            let wanted = walked[class] * shares[class] / self.totals[class].max(1);
+            let keep = 2 * wanted > 2 * resident[class] + region;
+            resident[class] += if keep { region } else { 0 };
+            keep
+        };
+        self.tiles.iter().map(keep).collect()
+    }
 }
 
 #[cfg(test)]
@@ -78,6 +112,20 @@ mod tests {
         assert_eq!(shown(49), ".#.#.#.#");
         assert_eq!(shown(79), "##.#####");
         assert_eq!(shown(80), "########");
+    }
+
+    /// Each big one that is streamed passes through a slot that a small one would leave almost empty.
+    #[test]
+    fn small_tiles_stay_first() {
+        let [big, small] = [100, 5].map(|len| Weight { region: len, len });
+        let tiles = [big, small, small].repeat(4);
+        let shown =
+            |room| choose(&tiles, room).iter().map(|&r| if r { '#' } else { '.' }).collect::<String>();
+        assert_eq!(shown(10), "....#......#");
+        assert_eq!(shown(40), ".##.##.##.##");
+        assert_eq!(shown(139), ".##.##.##.##");
+        assert_eq!(shown(240), ".#####.#####");
+        assert_eq!(shown(440), "############");
     }
 
     #[test]
