@@ -195,7 +195,13 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
             Request::Freed(slot) => self.slots.push(slot),
             Request::FreedDemand(slot) => self.demand_slots.push(slot),
             Request::Again(index) => self.walk[index].home = Home::Once { done: false },
-            Request::Vacated(seat, slot) => _ = self.seats.insert(seat, slot),
+            Request::Vacated(seat, slot) => {
+                // Whoever was asked for here has come and left: a demand may have overtaken its prefetch. Read again,
+                // it would take the seat of the one who comes.
+                self.state.demanded.retain(|(target, _)| target.seat() != Some(seat));
+                self.state.prefetch.retain(|(other, _)| *other != seat);
+                self.seats.insert(seat, slot);
+            }
             Request::Demand(tiles) => {
                 // A group whose frame is half full could neither be used nor leave.
                 let State { demanded, prefetch, .. } = &mut self.state;
