@@ -22,24 +22,24 @@ pub(crate) struct Weight {
 /// Of a series of shares that does not depend on the room, the spread that saves most is taken among those that
 /// fit, so more room never saves less. Spreads that cannot fit, or cannot be better, are not looked at.
 pub(crate) fn choose(tiles: &[Weight], room: u64) -> Vec<bool> {
-    let total: u128 = tiles.iter().map(|tile| u128::from(tile.region)).sum();
-    let biggest = tiles.iter().map(|tile| u128::from(tile.region)).max().unwrap_or(0);
+    let spread = Spread::new(tiles);
+    let total: u128 = spread.totals.iter().sum();
     let steps = (tiles.len() * STEPS_PER_TILE) as u128;
     // A spread misses its share by at most half a tile (see `Spread::resident`) and the rounding of a division.
-    let miss = biggest / 2 + 1;
+    let miss = u128::from(spread.biggest) / 2 + 1;
     let highest = match total {
         0 => 0,
         _ => steps.min((u128::from(room) + miss + 1).saturating_mul(steps) / total),
     };
 
-    let spread = Spread::new(tiles);
     let mut best = 0;
     let mut chosen = vec![false; tiles.len()];
     for step in (0..=highest).rev() {
-        if step * total / steps.max(1) + miss < best {
+        let share = step * total / steps.max(1);
+        if share + miss < best {
             break;
         }
-        let resident = spread.resident(step * total / steps.max(1));
+        let resident = spread.resident(share);
         let (mut region, mut len) = (0, 0);
         for (tile, _) in tiles.iter().zip(&resident).filter(|(_, resident)| **resident) {
             region += u128::from(tile.region);
@@ -102,16 +102,18 @@ impl<'a> Spread<'a> {
 mod tests {
     use super::*;
 
+    fn shown(tiles: &[Weight], room: u64) -> String {
+        choose(tiles, room).iter().map(|&resident| if resident { '#' } else { '.' }).collect()
+    }
+
     #[test]
     fn equal_tiles_alternate() {
         let tiles = [Weight { region: 10, len: 9 }; 8];
-        let shown =
-            |room| choose(&tiles, room).iter().map(|&r| if r { '#' } else { '.' }).collect::<String>();
-        assert_eq!(shown(0), "........");
-        assert_eq!(shown(10), ".......#");
-        assert_eq!(shown(49), ".#.#.#.#");
-        assert_eq!(shown(79), "##.#####");
-        assert_eq!(shown(80), "########");
+        assert_eq!(shown(&tiles, 0), "........");
+        assert_eq!(shown(&tiles, 10), ".......#");
+        assert_eq!(shown(&tiles, 49), ".#.#.#.#");
+        assert_eq!(shown(&tiles, 79), "##.#####");
+        assert_eq!(shown(&tiles, 80), "########");
     }
 
     /// Each big one that is streamed passes through a slot that a small one would leave almost empty.
@@ -119,13 +121,11 @@ mod tests {
     fn small_tiles_stay_first() {
         let [big, small] = [100, 5].map(|len| Weight { region: len, len });
         let tiles = [big, small, small].repeat(4);
-        let shown =
-            |room| choose(&tiles, room).iter().map(|&r| if r { '#' } else { '.' }).collect::<String>();
-        assert_eq!(shown(10), "....#......#");
-        assert_eq!(shown(40), ".##.##.##.##");
-        assert_eq!(shown(139), ".##.##.##.##");
-        assert_eq!(shown(240), ".#####.#####");
-        assert_eq!(shown(440), "############");
+        assert_eq!(shown(&tiles, 10), "....#......#");
+        assert_eq!(shown(&tiles, 40), ".##.##.##.##");
+        assert_eq!(shown(&tiles, 139), ".##.##.##.##");
+        assert_eq!(shown(&tiles, 240), ".#####.#####");
+        assert_eq!(shown(&tiles, 440), "############");
     }
 
     #[test]
