@@ -204,13 +204,11 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
             }
             Request::Demand(tiles) => {
                 // A group whose frame is half full could neither be used nor leave.
-                let State { demanded, prefetch, .. } = &mut self.state;
+                let demanded = &mut self.state.demanded;
                 let seats: Vec<_> = tiles.iter().filter_map(|(target, _)| target.seat()).collect();
                 demanded.retain(|(target, _)| target.seat().is_some_and(|seat| !seats.contains(&seat)));
-                // What was read for a seat must not be asked for again when another group has it.
-                prefetch.retain(|(seat, _)| !seats.contains(seat));
-                self.state.demanded.extend(tiles);
-                let expected: Vec<_> = self.state.demanded.iter().map(|(_, tile)| *tile).collect();
+                demanded.extend(tiles);
+                let expected: Vec<_> = demanded.iter().map(|(_, tile)| *tile).collect();
                 let first = expected.first().copied().unwrap_or(TileId(0));
                 self.source.expect(&expected).map_err(|error| self.failed(first, error))?;
             }
@@ -346,5 +344,97 @@ impl<S: TileSource<M>, M: Memory> Reader<S, M> {
 
     fn pass_of(&self, step: u64) -> u64 {
         step / (self.walk.len() as u64).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narrows_staging::Filling;
+
+    /// Memory in which nothing is stored.
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Memory for Nowhere {
+        fn capacity(&self) -> usize {
+            4096
+        }
+    }
+
+    /// A source that only notes what it is asked for.
+    #[derive(Default)]
+    struct Notes(Vec<(TileId, Slot<Filling, Nowhere>)>);
+
+    impl TileSource<Nowhere> for Notes {
+        fn capacity(&self, _: TileId) -> usize {
+            4096
+        }
+
+        fn submit(
+            &mut self,
+            tile: TileId,
+            slot: Slot<Filling, Nowhere>,
+        ) -> Result<(), (crate::SourceError, Slot<Free, Nowhere>)> {
+            self.0.push((tile, slot));
+            Ok(())
+        }
+
+        fn wait(&mut self, _: Option<Duration>) -> Option<Completed<Nowhere>> {
+            None
+        }
+
+        fn in_flight(&self) -> usize {
+            self.0.len()
+        }
+    }
+
+    const SEAT: Seat = Seat { frame: 0, place: 0 };
+
+    /// What is read after these requests, which wait for the reader before it looks at the first of them.
+    fn reads(free: &[Seat], requests: Vec<Request<Nowhere>>) -> Vec<TileId> {
+        let (_requests, requested) = crossbeam_channel::unbounded();
+        let mut reader = Reader {
+            source: Notes::default(),
+            walk: Vec::new(),
+            lens: vec![Bytes(1); 2],
+            slots: Vec::new(),
+            demand_slots: Vec::new(),
+            seats: free.iter().map(|&seat| (seat, Slot::new(Nowhere))).collect(),
+            requests: requested,
+            deliveries: crossbeam_channel::unbounded().0,
+            shared: Arc::new(Shared::new(Arc::new(|tile| format!("{tile:?}")), None)),
+            woken: true,
+            state: State::default(),
+        };
+        for request in requests {
+            reader.accept(request).unwrap();
+        }
+        reader.submit_demanded().unwrap();
+        reader.submit_prefetch().unwrap();
+        reader.source.0.into_iter().map(|(tile, _)| tile).collect()
+    }
+
+    /// The first was prefetched, demanded, found there and sent away, all before the reader heard of the demand.
+    #[test]
+    fn who_has_left_does_not_take_the_seat_of_who_comes() {
+        let [first, second] = [TileId(0), TileId(1)];
+        let vacated = || Request::Vacated(SEAT, Slot::new(Nowhere));
+        let demands = [Target::Frame(SEAT), Target::Prefetched(SEAT)].map(|seat| vec![(seat, first)]);
+        for demand in demands {
+            let next = Request::Prefetch(vec![(SEAT, second)]);
+            assert_eq!(reads(&[], vec![Request::Demand(demand), vacated(), next]), [second]);
+        }
+        let prefetches = [first, second].map(|tile| Request::Prefetch(vec![(SEAT, tile)]));
+        let [first_asked, second_asked] = prefetches;
+        assert_eq!(reads(&[], vec![first_asked, vacated(), second_asked]), [second]);
+    }
+
+    #[test]
+    fn what_is_demanded_is_not_prefetched_again() {
+        let tile = TileId(0);
+        let prefetch = Request::Prefetch(vec![(SEAT, tile)]);
+        let demand = Request::Demand(vec![(Target::Prefetched(SEAT), tile)]);
+        assert_eq!(reads(&[SEAT], vec![prefetch, demand]), [tile]);
     }
 }
