@@ -19,6 +19,9 @@ pub struct Cpu {
 /// Multiply-adds below which another thread, that may have to be woken, costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 18;
 
+/// What a task writes that takes rows of a result, or one row where that is more.
+const TASK_BYTES: usize = 64 << 10;
+
 impl Cpu {
     /// Computes on `threads` threads with the best instructions of this machine.
     pub fn new(threads: usize) -> Result<Self, Error> {
@@ -60,22 +63,23 @@ impl Cpu {
         }
     }
 
-    /// Runs `task(i, chunk)` for each chunk of `size` elements of `data`; an element takes `work`
-    /// multiply-adds.
-    pub(crate) fn for_chunks<T: Send>(
+    /// Runs `task(first, rows)` on whole rows of `data`, `row` elements each, several at a time where they are
+    /// short; an element takes `work` multiply-adds.
+    pub(crate) fn for_rows<T: Send>(
         &self,
         data: &mut [T],
-        size: usize,
+        row: usize,
         work: usize,
         task: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        let (tasks, work) = (data.len().div_ceil(size), data.len().saturating_mul(work));
-        let chunks = Mutex::new(data.chunks_mut(size).enumerate());
+        let rows = (TASK_BYTES / size_of::<T>()).div_ceil(row);
+        let (tasks, work) = (data.len().div_ceil(rows * row), data.len().saturating_mul(work));
+        let chunks = Mutex::new(data.chunks_mut(rows * row).enumerate());
         self.for_each(tasks, work, |_| {
-            // The guard is gone before the chunk is worked on.
+            // The guard is gone before the rows are worked on.
             let next = chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
             if let Some((i, chunk)) = next {
-                task(i, chunk);
+                task(i * rows, chunk);
             }
         });
     }

@@ -11,9 +11,6 @@ use crate::softmax::silu;
 use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to};
 use crate::{Cpu, Error, Matrix};
 
-/// Elements that a task of an elementwise operation takes.
-pub(crate) const CHUNK: usize = 1 << 14;
-
 impl Cpu {
     /// Stored weights as `f32`: rows of an embedding, biases, norms; of a quantised matrix one row.
     pub fn decode(&self, encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
@@ -51,10 +48,9 @@ impl Cpu {
         let what = "dequantised weights";
         let row_bytes = encoding.row_bytes(matrix.cols()).ok_or(Error::Overflow { what })?;
         check_len("the destination of weights", out.len(), product(what, &[matrix.rows(), row_bytes])?)?;
-        let rows = CHUNK.div_ceil(matrix.cols());
-        self.for_chunks(out, rows * row_bytes, 1, |i, out| {
+        self.for_rows(out, row_bytes, 1, |first, out| {
             for (row, out) in out.chunks_mut(row_bytes).enumerate() {
-                let bytes = matrix.row(i * rows + row);
+                let bytes = matrix.row(first + row);
                 self.run(Encoded(
                     matrix.encoding(),
                     Dequantise { bytes, cols: matrix.cols(), encoding, out },
@@ -78,16 +74,14 @@ impl Cpu {
     /// [`Cpu::rms_norm`] with its input as destination.
     pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) -> Result<(), Error> {
         check_rows("the input of a norm", x.len(), weight.len())?;
-        // Whole rows, several of them where they are as short as a head.
-        let size = weight.len() * CHUNK.div_ceil(weight.len());
-        self.for_chunks(x, size, 2, |_, x| self.run(RmsNorm { x, weight, eps }));
+        self.for_rows(x, weight.len(), 2, |_, x| self.run(RmsNorm { x, weight, eps }));
         Ok(())
     }
 
     /// `y += x`, element by element.
     pub fn add(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
         check_len("the addend", x.len(), y.len())?;
-        self.for_chunks(y, CHUNK, 1, |i, y| self.run(Add { x: &x[i * CHUNK..][..y.len()], y }));
+        self.for_rows(y, 1, 1, |first, y| self.run(Add { x: &x[first..][..y.len()], y }));
         Ok(())
     }
 
@@ -121,9 +115,8 @@ impl Cpu {
         let half = head_dim / 2;
         check_len("the cosines", cos.len(), n * half)?;
         check_len("the sines", sin.len(), n * half)?;
-        let rows = CHUNK.div_ceil(row);
-        self.for_chunks(x, rows * row, 2, |i, x| {
-            let angles = i * rows * half..(i * rows + x.len() / row) * half;
+        self.for_rows(x, row, 2, |first, x| {
+            let angles = first * half..(first + x.len() / row) * half;
             self.run(Rope { x, row, half, cos: &cos[angles.clone()], sin: &sin[angles] });
         });
         Ok(())
@@ -133,8 +126,8 @@ impl Cpu {
     /// Face's `modeling_llama.py`).
     pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) -> Result<(), Error> {
         check_len("the factor of a gate", up.len(), gate.len())?;
-        self.for_chunks(gate, CHUNK, 16, |i, gate| {
-            self.run(SwiGlu { up: &up[i * CHUNK..][..gate.len()], gate });
+        self.for_rows(gate, 1, 16, |first, gate| {
+            self.run(SwiGlu { up: &up[first..][..gate.len()], gate });
         });
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! Rows of activations taken together and added back: how a mixture hands rows to an expert and sums up what
 //! comes back.
 
-use crate::elementwise::CHUNK;
 use crate::error::{check_len, check_rows, product};
 use crate::simd::{Kernel, Simd};
 use crate::stored::{F32, load_up_to, store_up_to};
@@ -22,9 +21,8 @@ impl Cpu {
         check_numbers("a row to gather", rows, limit)?;
         let expected = product("the gathered rows", &[rows.len(), cols])?;
         check_len("the destination of gathered rows", out.len(), expected)?;
-        let count = CHUNK.div_ceil(cols);
-        self.for_chunks(out, count * cols, 1, |i, out| {
-            for (row, out) in rows[i * count..].iter().zip(out.chunks_exact_mut(cols)) {
+        self.for_rows(out, cols, 1, |first, out| {
+            for (row, out) in rows[first..].iter().zip(out.chunks_exact_mut(cols)) {
                 out.copy_from_slice(&x[*row as usize * cols..][..cols]);
             }
         });
