@@ -126,6 +126,30 @@ fn the_smallest_budget_is_told() {
     assert!(matches!(error, Error::DoesNotFit { minimum, .. } if minimum == least), "{error}");
 }
 
+/// A look at the machine needs no more memory than the run that it is for: with one slot, and with slots of one size
+/// for the walk and of another for experts.
+#[test]
+fn little_memory_is_enough_to_measure() {
+    // Little of the budget is for anything but slots.
+    let workload = Workload { sequences: 1, positions: 1, step_rows: 1, wanted_rows: 1 };
+    for (name, slots) in [("llama", NonZeroUsize::new(1)), ("mixtral", None), ("qwen2-moe-windows", None)] {
+        let model = Model::open(&data(name)).unwrap();
+        let builder = Engine::builder().workload(workload).slots(slots);
+        let all = builder.clone().plan(&model).unwrap().stream.total();
+        let Err(Error::DoesNotFit { minimum, .. }) = builder.clone().ram(Some(Bytes(1))).plan(&model) else {
+            panic!("a byte of memory was enough");
+        };
+        for part in [0, 2] {
+            let ram = Bytes(minimum.get() + (all.get() - minimum.get()) * part / 40);
+            let builder = builder.clone().ram(Some(ram));
+            let plan = builder.plan(&model).unwrap();
+            let speeds =
+                builder.measure(&model, &plan, None).unwrap_or_else(|e| panic!("{name}, {ram}: {e}"));
+            assert!(speeds.disk.measured && speeds.disk.bytes_per_second > 1.0, "{name}, {ram}: {speeds:?}");
+        }
+    }
+}
+
 /// What is resident is read once; a pass reads what streams, and the embeddings of its tokens.
 #[test]
 fn bytes_per_token_are_exact() {

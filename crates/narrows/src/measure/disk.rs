@@ -18,9 +18,17 @@ use crate::tiling::RowTile;
 const TIME: Duration = Duration::from_millis(300);
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// The size of a slot and how many there are: of those of the walk and those of experts, the ones that hold more.
+fn slots(plan: &Plan) -> (Bytes, usize) {
+    let stream = &plan.stream;
+    let pools = [(stream.slot_capacity, stream.slots), (stream.demand_slot_capacity, stream.demand_slots)];
+    let [walked, demanded] = pools.map(|(size, count)| size.get() * count as u64);
+    pools[usize::from(demanded > walked)]
+}
+
 /// Copies weights that are made in memory to where the stream would have them.
 pub(super) fn memory(made: &Made, plan: &Plan) -> Result<Speed> {
-    let slot = plan.stream.slot_capacity.max(plan.stream.demand_slot_capacity);
+    let (slot, _) = slots(plan);
     let budget = Budget::new(plan.budget);
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let mut memory = Arena::new(&budget, "measuring", slot, options)?.carve(slot.get() as usize)?;
@@ -43,9 +51,7 @@ pub(super) fn memory(made: &Made, plan: &Plan) -> Result<Speed> {
 
 /// Reads tiles as the stream would, through as many slots.
 pub(super) fn disk(model: &Model, plan: &Plan, io: IoMode) -> Result<Speed> {
-    // Where only experts are read, they have slots of their own.
-    let slot = plan.stream.slot_capacity.max(plan.stream.demand_slot_capacity);
-    let slots = plan.stream.slots.max(plan.stream.demand_slots).max(2);
+    let (slot, slots) = slots(plan);
     let budget = Budget::new(plan.budget);
     let options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
     let arena = Arena::new(&budget, "measuring", Bytes(slot.get() * slots as u64), options)?;
