@@ -8,6 +8,7 @@ use narrows_staging::{Arena, ArenaOptions, Budget, Region};
 use narrows_stream::Speed;
 
 use super::{Piece, speed};
+use crate::architecture::Architecture;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Plan;
@@ -22,12 +23,28 @@ const SAMPLE: f64 = 32e6;
 /// How often everything is looked at, in turn: what others do at the moment falls on some of the looks at each.
 const ROUNDS: usize = 9;
 
-/// Multiplies with pieces of the shapes that the model's have, one after the other, as a pass does.
-pub(super) fn compute(plan: &Plan, pieces: &[Piece], cpu: &Cpu) -> Result<Speed> {
+/// Speeds of products, with what a pass does between them, and of attention to a cache stored as `kv`.
+pub(super) fn speeds(
+    model: &Model,
+    plan: &Plan,
+    pieces: &[Piece],
+    kv: Encoding,
+    cpu: &Cpu,
+) -> Result<(Speed, Speed)> {
+    let a = model.architecture();
+    let caches = Caches::new(a, plan, kv);
     let largest = pieces.iter().map(|piece| piece.bytes() as u64).max().unwrap_or(1);
     let of_a_pass: f64 = pieces.iter().map(|piece| piece.count * piece.bytes()).sum();
-    let weights = memory(plan, Bytes(BYTES.min(plan.budget.get() / 4).min(of_a_pass as u64).max(largest)))?;
-    let weights = weights.as_slice();
+    let weights = BYTES.min(plan.budget.get() / 4).min(of_a_pass as u64).max(largest);
+    let memory = memory(plan, Bytes(weights.max(caches.bytes() as u64)))?;
+    let products = products(pieces, &memory.as_slice()[..weights as usize], cpu)?;
+    let compute = speed(of_a_pass, products + between(a, cpu)?);
+    let attention = caches.attend(a, memory.as_slice(), cpu)?;
+    Ok((compute, attention.unwrap_or(compute)))
+}
+
+/// How long a pass multiplies: with pieces of the shapes that the model's have, one after the other.
+fn products(pieces: &[Piece], weights: &[u8], cpu: &Cpu) -> Result<f64> {
     let (longest, most_rows) = pieces.iter().fold((0, 0), |(x, y), p| (x.max(p.cols), y.max(p.rows)));
     let (x, mut y) = (vec![0.0; longest], vec![0.0; most_rows]);
     let mut seconds = vec![[0.0; ROUNDS]; pieces.len()];
@@ -48,39 +65,83 @@ pub(super) fn compute(plan: &Plan, pieces: &[Piece], cpu: &Cpu) -> Result<Speed>
             seconds[round] = start.elapsed().as_secs_f64() / repeats as f64;
         }
     }
-    let pass = pieces.iter().zip(seconds).map(|(piece, seconds)| piece.count * median(seconds)).sum();
-    Ok(speed(of_a_pass, pass))
+    Ok(pieces.iter().zip(seconds).map(|(piece, seconds)| piece.count * median(seconds)).sum())
 }
 
-/// Attends from a row to as many positions as a sequence of the workload will have, in one layer's cache after the
-/// other. `None` where there are none.
-pub(super) fn attention(model: &Model, plan: &Plan, encoding: Encoding, cpu: &Cpu) -> Result<Option<Speed>> {
-    let a = model.architecture();
-    let most = CACHE.min(plan.budget.get() as usize / 4) / 2;
-    let of_a_position = a.kv_heads * encoding.row_bytes(a.head_dim).unwrap_or(0);
-    let positions = plan.workload.positions / plan.workload.sequences.max(1);
-    let positions = positions.min(most / of_a_position.max(1));
-    let len = positions * of_a_position;
-    if len == 0 {
-        return Ok(None);
-    }
-    let caches = (most / len).clamp(1, a.layers.max(1));
-    let kv = memory(plan, Bytes((caches * 2 * len) as u64))?;
-    let width = a.heads * a.head_dim;
-    let (q, mut out) = (vec![0.0; width], vec![0.0; width]);
+/// How long a pass of one row takes for what is neither a product with weights nor attention: sums, norms, rotation
+/// and activation. It is a fiftieth of a token of a small quantised model, and less of others.
+fn between(a: &Architecture, cpu: &Cpu) -> Result<f64> {
+    let (sum, mut hidden, mut normed) =
+        (vec![0.0; a.hidden_size], vec![1.0; a.hidden_size], vec![0.0; a.hidden_size]);
+    let (mut query, mut key) = (vec![1.0; a.q_size()], vec![1.0; a.kv_size()]);
+    let (mut gate, up) = (vec![1.0; a.widest_mlp()], vec![1.0; a.widest_mlp()]);
+    let (cos, sin) = (vec![1.0; a.head_dim / 2], vec![0.0; a.head_dim / 2]);
     let mut seconds = [0.0; ROUNDS];
     for seconds in &mut seconds {
         let start = Instant::now();
-        for cache in kv.as_slice()[..caches * 2 * len].chunks(2 * len) {
-            let (keys, values) = cache.split_at(len);
-            let (kv_heads, head_dim) = (a.kv_heads, a.head_dim);
-            let kv = KvView { encoding, keys, values, capacity: positions, kv_heads, head_dim };
-            let row = AttentionRow { kv, position: positions - 1, window: None };
-            cpu.attention(&q, &[row], a.heads, a.attention_scale(), &mut out)?;
+        for _ in 0..a.layers {
+            for _ in 0..2 {
+                cpu.add(&sum, &mut hidden)?;
+                cpu.rms_norm(&hidden, &sum, a.norm_eps, &mut normed)?;
+            }
+            cpu.rope(&mut query, a.heads, a.head_dim, &cos, &sin)?;
+            cpu.rope(&mut key, a.kv_heads, a.head_dim, &cos, &sin)?;
+            cpu.swiglu(&mut gate, &up)?;
         }
         *seconds = start.elapsed().as_secs_f64();
     }
-    Ok(Some(speed((caches * 2 * len) as f64, median(seconds))))
+    Ok(median(seconds))
+}
+
+/// KV caches of one layer each, as long as those of a sequence of the workload will be.
+struct Caches {
+    encoding: Encoding,
+    positions: usize,
+    /// Bytes of the keys of a layer, and of its values.
+    len: usize,
+    /// How many there are: those of all layers and, so that none was looked at lately, as many as fit.
+    count: usize,
+}
+
+impl Caches {
+    fn new(a: &Architecture, plan: &Plan, encoding: Encoding) -> Self {
+        let most = CACHE.min(plan.budget.get() as usize / 4) / 2;
+        let of_a_position = a.kv_heads * encoding.row_bytes(a.head_dim).unwrap_or(0);
+        let positions = plan.workload.positions / plan.workload.sequences.max(1);
+        let positions = positions.min(most / of_a_position.max(1));
+        let len = positions * of_a_position;
+        Self { encoding, positions, len, count: most.checked_div(len).unwrap_or(0) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.count * 2 * self.len
+    }
+
+    /// Attends from a row to one layer's cache after the other: weights come between them in a pass, so each time
+    /// to those that were not looked at for longest. `None` where there are no positions.
+    fn attend(&self, a: &Architecture, memory: &[u8], cpu: &Cpu) -> Result<Option<Speed>> {
+        let Self { encoding, positions, len, count } = *self;
+        if count == 0 {
+            return Ok(None);
+        }
+        let layers = a.layers.clamp(1, count);
+        let mut next = memory[..self.bytes()].chunks(2 * len).cycle();
+        let width = a.heads * a.head_dim;
+        let (q, mut out) = (vec![0.0; width], vec![0.0; width]);
+        let mut seconds = [0.0; ROUNDS];
+        for seconds in &mut seconds {
+            let start = Instant::now();
+            for cache in next.by_ref().take(layers) {
+                let (keys, values) = cache.split_at(len);
+                let (kv_heads, head_dim) = (a.kv_heads, a.head_dim);
+                let kv = KvView { encoding, keys, values, capacity: positions, kv_heads, head_dim };
+                let row = AttentionRow { kv, position: positions - 1, window: None };
+                cpu.attention(&q, &[row], a.heads, a.attention_scale(), &mut out)?;
+            }
+            *seconds = start.elapsed().as_secs_f64();
+        }
+        Ok(Some(speed((layers * 2 * len) as f64, median(seconds))))
+    }
 }
 
 fn median(mut seconds: [f64; ROUNDS]) -> f64 {

@@ -42,8 +42,8 @@ pub(crate) fn speeds(
             (link, compute, compute)
         }
         _ => {
-            let compute = cpu::compute(plan, &pieces, cpu)?;
-            (Speeds::default().link, compute, cpu::attention(model, plan, kv, cpu)?.unwrap_or(compute))
+            let (compute, attention) = cpu::speeds(model, plan, &pieces, kv, cpu)?;
+            (Speeds::default().link, compute, attention)
         }
     };
     Ok(Speeds { disk, compute, attention, link })
