@@ -50,8 +50,10 @@ impl Workload {
     #[must_use]
     pub fn score(longest: usize, rows: usize, chunk: usize) -> Self {
         let step_rows = rows.max(1).min(chunk);
+        let sequences = |rows: usize| rows.div_ceil(longest.max(1));
         Self {
-            sequences: 1,
+            // Those that fill a step, and one of which a part is done.
+            sequences: (sequences(step_rows) + 1).min(sequences(rows)).max(1),
             // A step is filled with whole sequences; the first may be partly done, the last not needed whole. And
             // as they come and go, there may be a gap between them that the next does not fit into.
             positions: rows.min(step_rows.saturating_add(longest.saturating_mul(3))),

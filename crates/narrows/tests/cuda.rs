@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -173,6 +174,23 @@ fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
 }
 
 /// A pack with attention in q8 and the rest in nf4, beside the same pack on the CPU in float32.
+/// Each has a cache of its own, which begins where the device wants it to.
+#[test]
+fn short_sequences_are_scored_together() {
+    if !under_the_driver("short_sequences_are_scored_together") {
+        return;
+    }
+    let ids: Vec<Vec<u32>> = (0..7).map(|row| (0..5).map(|col| 3 + row * 5 + col).collect()).collect();
+    for chunk in [4, 12, 512] {
+        let scored = |ids: &[Vec<u32>]| {
+            let workload = Workload::score(5, 5 * ids.len(), chunk);
+            let builder = Engine::builder().chunk(NonZeroUsize::new(chunk)).workload(workload);
+            logits(&mut engine(&data("qwen3-tied-biases"), builder).unwrap(), ids).unwrap()
+        };
+        assert_eq!(scored(&ids).len(), 7 * scored(&ids[..1]).len());
+    }
+}
+
 #[test]
 fn quantised_packs_compute_as_on_the_cpu() {
     if !under_the_driver("quantised_packs_compute_as_on_the_cpu") {
