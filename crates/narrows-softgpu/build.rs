@@ -11,8 +11,9 @@ use std::process::{Command, exit};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The architectures that kernels are compiled for: the oldest we support, and one with everything.
-const ARCHITECTURES: [u32; 2] = [75, 90];
+/// The architectures that kernels are compiled for: the oldest we support, and the oldest with everything that they ask
+/// for, which newer ones take too.
+const ARCHITECTURES: [u32; 2] = [75, 80];
 
 const FLAGS: [&str; 12] = [
     "-std=c++17",

@@ -11,7 +11,7 @@
 //!
 //! The kernels are the very same `kernels/*.cu` that nvcc compiles. The build script compiles each for
 //! the host, under `simt/simt.h` and with CUDA's own headers for half and bfloat16, once for
-//! architecture 7.5 and once for 9.0. The threads of a block are fibers of one OS thread; blocks run one
+//! architecture 7.5 and once for 8.0. The threads of a block are fibers of one OS thread; blocks run one
 //! after another. Barriers, shuffles, votes, `mma.sync`, `ldmatrix`, `cp.async` and atomics do what the
 //! PTX manual says, with sums of matrix products in float32 in the order of the columns.
 //!
