@@ -133,7 +133,7 @@ fn little_memory_is_enough_to_measure() {
     // Little of the budget is for anything but slots.
     let workload = Workload { sequences: 1, positions: 1, step_rows: 1, wanted_rows: 1 };
     for (name, slots) in [("llama", NonZeroUsize::new(1)), ("mixtral", None), ("qwen2-moe-windows", None)] {
-        let model = Model::open(&data(name)).unwrap();
+        let model = Model::open(data(name)).unwrap();
         let builder = Engine::builder().workload(workload).slots(slots);
         let all = builder.clone().plan(&model).unwrap().stream.total();
         let Err(Error::DoesNotFit { minimum, .. }) = builder.clone().ram(Some(Bytes(1))).plan(&model) else {
