@@ -57,23 +57,22 @@ pub(crate) fn choose(tiles: &[Weight], room: u64) -> Vec<bool> {
 struct Spread<'a> {
     tiles: &'a [Weight],
     biggest: u64,
-    /// The bytes of each class, the biggest tiles first.
+    /// Of each tile, 0 for the biggest ones.
+    classes: Vec<usize>,
+    /// The bytes of each class.
     totals: Vec<u128>,
 }
 
 impl<'a> Spread<'a> {
     fn new(tiles: &'a [Weight]) -> Self {
         let biggest = tiles.iter().map(|tile| tile.region).max().unwrap_or(0);
-        let mut spread = Self { tiles, biggest, totals: vec![0; 64] };
-        for tile in tiles {
-            let class = spread.class(tile);
-            spread.totals[class] += u128::from(tile.region);
+        let class = |tile: &Weight| (biggest / tile.region.max(1)).max(1).ilog2() as usize;
+        let classes: Vec<_> = tiles.iter().map(class).collect();
+        let mut totals = vec![0; 64];
+        for (tile, class) in tiles.iter().zip(&classes) {
+            totals[*class] += u128::from(tile.region);
         }
-        spread
-    }
-
-    fn class(&self, tile: &Weight) -> usize {
-        (self.biggest / tile.region.max(1)).max(1).ilog2() as usize
+        Self { tiles, biggest, classes, totals }
     }
 
     /// Keeps `wanted` bytes: all of the smallest classes, and of one a share. Walking its tiles with that share of
@@ -86,15 +85,15 @@ impl<'a> Spread<'a> {
             wanted -= *share;
         }
         let (mut walked, mut resident) = (vec![0; shares.len()], vec![0; shares.len()]);
-        let keep = |tile: &Weight| {
-            let (class, region) = (self.class(tile), u128::from(tile.region));
+        let keep = |(tile, &class): (&Weight, &usize)| {
+            let region = u128::from(tile.region);
             walked[class] += region;
             let wanted = walked[class] * shares[class] / self.totals[class].max(1);
             let keep = 2 * wanted > 2 * resident[class] + region;
             resident[class] += if keep { region } else { 0 };
             keep
         };
-        self.tiles.iter().map(keep).collect()
+        self.tiles.iter().zip(&self.classes).map(keep).collect()
     }
 }
 
