@@ -42,12 +42,17 @@ fn answer(dir: &Path, builder: EngineBuilder) -> (Vec<f32>, Vec<Vec<u32>>, Engin
     (logits, done.completions.into_iter().map(|c| c.tokens).collect(), engine)
 }
 
-fn minimum(dir: &Path, builder: &EngineBuilder) -> Bytes {
-    let builder = builder.clone().chunk(NonZeroUsize::new(8)).workload(WORKLOAD).ram(Some(Bytes(1)));
-    match builder.plan(&Model::open(dir).unwrap()) {
+/// The smallest budget, as a refusal tells it.
+fn least(builder: &EngineBuilder, model: &Model) -> Bytes {
+    match builder.clone().ram(Some(Bytes(1))).plan(model) {
         Err(Error::DoesNotFit { minimum, .. }) => minimum,
         other => panic!("a byte of memory was enough: {other:?}"),
     }
+}
+
+fn minimum(dir: &Path, builder: &EngineBuilder) -> Bytes {
+    let builder = builder.clone().chunk(NonZeroUsize::new(8)).workload(WORKLOAD);
+    least(&builder, &Model::open(dir).unwrap())
 }
 
 fn pack(name: &str, quantisation: &Quantisation) -> tempfile::TempDir {
@@ -136,9 +141,7 @@ fn little_memory_is_enough_to_measure() {
         let model = Model::open(data(name)).unwrap();
         let builder = Engine::builder().workload(workload).slots(slots);
         let all = builder.clone().plan(&model).unwrap().stream.total();
-        let Err(Error::DoesNotFit { minimum, .. }) = builder.clone().ram(Some(Bytes(1))).plan(&model) else {
-            panic!("a byte of memory was enough");
-        };
+        let minimum = least(&builder, &model);
         for part in [0, 2] {
             let ram = Bytes(minimum.get() + (all.get() - minimum.get()) * part / 40);
             let builder = builder.clone().ram(Some(ram));
@@ -195,10 +198,7 @@ fn only_routed_experts_are_read() {
         let builder =
             builder.workload(Workload { sequences: 1, positions: 64, step_rows: 8, wanted_rows: 1 });
         let all = builder.plan(&model()).unwrap().stream.all_resident_at.get();
-        let Err(Error::DoesNotFit { minimum, .. }) = builder.clone().ram(Some(Bytes(1))).plan(&model())
-        else {
-            panic!("a byte of memory was enough");
-        };
+        let minimum = least(&builder, &model());
         for part in 0..=4 {
             let ram = Bytes(minimum.get() + (all - minimum.get()) * part / 4);
             let mut engine = builder.clone().ram(Some(ram)).build(model()).unwrap();
@@ -252,10 +252,7 @@ fn truncated_while_running() {
             wanted_rows: 1,
         });
         let model = || Model::open(dir.path()).unwrap();
-        let least = match builder.clone().ram(Some(Bytes(1))).plan(&model()) {
-            Err(Error::DoesNotFit { minimum, .. }) => minimum,
-            other => panic!("{other:?}"),
-        };
+        let least = least(&builder, &model());
         let mut engine = builder.ram(Some(least)).build(model()).unwrap();
         let request = Request::new(Prompt::Tokens(vec![5])).max_new_tokens(250).ignore_eos(true);
         let mut tokens = 0;
