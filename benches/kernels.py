@@ -23,14 +23,15 @@ for _ in range(args.r):
             if r['bench'] == 'host': memory.append(r['bytes_per_second'])
             if r['bench'] == 'kernel': rows.setdefault((encoding, tuple(r['shape'])), []).append((r['bytes_per_second'], r['bytes_per_second'] / r['roof_bytes_per_second']))
 
-def spread(values, scale, unit=''):
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f'{middle * scale:.{0 if unit else 1}f}{unit} | {low * scale:.{0 if unit else 1}f} - {high * scale:.{0 if unit else 1}f}'
+def spread(values, scale, digits, unit=''):
+    """The median, and the middle half."""
+    low, middle, high = (f'{value * scale:.{digits}f}' for value in (statistics.quantiles(values, n=4) if len(values) > 1 else values * 3))
+    return middle + unit, f'{low} - {high}'
 
 machine = report['machine']
 print(f"{machine['cpu']}, {args.threads or machine['threads']} threads, {machine['isa']}, Linux {platform.release()}, {datetime.date.today()}, load {machine['load']:.1f}; medians of {args.r} rounds and their quarters")
-print(f"reading memory: {spread(memory, 1e-9).replace(' | ', ' GB/s, ')}\n")
+print(f"reading memory: {', '.join(spread(memory, 1e-9, 1, ' GB/s'))}\n")
 print('| encoding | shape | GB/s | from - to | of reading memory | from - to |\n|---|---|---|---|---|---|')
 for (encoding, shape), got in rows.items():
-    print(f"| {encoding} | {' x '.join(map(str, shape))} | {spread([g for g, _ in got], 1e-9)} | {spread([share for _, share in got], 100, ' %')} |")
+    print('| ' + ' | '.join([encoding, ' x '.join(map(str, shape)), *spread([g for g, _ in got], 1e-9, 1), *spread([share for _, share in got], 100, 0, ' %')]) + ' |')
 if args.json: json.dump({'machine': machine, 'memory': memory, 'rows': [{'encoding': e, 'shape': s, 'bytes_per_second': [g for g, _ in got], 'of_memory': [x for _, x in got]} for (e, s), got in rows.items()]}, open(args.json, 'w'), indent=1)
