@@ -13,13 +13,14 @@
 //! of weights once, small enough for the second-level cache, and takes all rows of activations past it.
 
 use std::array;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use narrows_shard::Encoding;
 
 use crate::error::{check_len, check_rows, product};
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to, store_up_to};
 use crate::{Cpu, Error, Matrix, RowsMut};
 
@@ -90,16 +91,38 @@ impl EncodedKernel for Linear<'_> {
 
 /// Loads weights from where they are stored straight into the registers.
 #[inline(always)]
-pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsMut<'_>) {
+pub(crate) fn few_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], y: RowsMut<'_>) {
     let n = x.len() / w.cols();
     match batch::<S>(n) {
         // To decode a vector of a block takes longer than to add it, and more places to keep for each row.
-        1 if E::BLOCK > 1 => stream::<S, E, TILE, 1>(simd, w, x, &mut y),
+        1 if E::BLOCK > 1 => simd.apart(Few::<E, TILE, 1>::new(w, x, y)),
         // Eight sums at a time, since an addition takes about four cycles and two can start in each.
-        1 => stream::<S, E, { 2 * TILE }, 1>(simd, w, x, &mut y),
-        2 => stream::<S, E, TILE, 2>(simd, w, x, &mut y),
-        4 => stream::<S, E, TILE, 4>(simd, w, x, &mut y),
-        _ => stream::<S, E, TILE, 6>(simd, w, x, &mut y),
+        1 => simd.apart(Few::<E, { 2 * TILE }, 1>::new(w, x, y)),
+        2 => simd.apart(Few::<E, TILE, 2>::new(w, x, y)),
+        4 => simd.apart(Few::<E, TILE, 4>::new(w, x, y)),
+        _ => simd.apart(Few::<E, TILE, 6>::new(w, x, y)),
+    }
+}
+
+/// [`few_rows`] in tiles of `R` rows of weights and `N` of activations.
+struct Few<'a, E, const R: usize, const N: usize> {
+    w: Matrix<'a>,
+    x: &'a [f32],
+    y: RowsMut<'a>,
+    stored: PhantomData<E>,
+}
+
+impl<'a, E, const R: usize, const N: usize> Few<'a, E, R, N> {
+    #[inline(always)]
+    fn new(w: Matrix<'a>, x: &'a [f32], y: RowsMut<'a>) -> Self {
+        Self { w, x, y, stored: PhantomData }
+    }
+}
+
+impl<E: Stored, const R: usize, const N: usize> Kernel for Few<'_, E, R, N> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        stream::<S, E, R, N>(simd, self.w, self.x, &mut self.y);
     }
 }
 
@@ -208,8 +231,39 @@ impl Shuffled {
 
 /// Decodes a panel of weights at a time and multiplies it with all rows of activations.
 #[inline(always)]
-fn many_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsMut<'_>) {
-    let batch = batch::<S>(x.len() / w.cols());
+fn many_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], y: RowsMut<'_>) {
+    match batch::<S>(x.len() / w.cols()) {
+        2 => simd.apart(Many::<E, 2>::new(w, x, y)),
+        4 => simd.apart(Many::<E, 4>::new(w, x, y)),
+        _ => simd.apart(Many::<E, 6>::new(w, x, y)),
+    }
+}
+
+/// [`many_rows`] in tiles of `N` rows of activations.
+struct Many<'a, E, const N: usize> {
+    w: Matrix<'a>,
+    x: &'a [f32],
+    y: RowsMut<'a>,
+    stored: PhantomData<E>,
+}
+
+impl<'a, E, const N: usize> Many<'a, E, N> {
+    #[inline(always)]
+    fn new(w: Matrix<'a>, x: &'a [f32], y: RowsMut<'a>) -> Self {
+        Self { w, x, y, stored: PhantomData }
+    }
+}
+
+impl<E: Stored, const N: usize> Kernel for Many<'_, E, N> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        panels::<S, E, N>(simd, self.w, self.x, &mut self.y);
+    }
+}
+
+/// [`many_rows`], panel by panel.
+#[inline(always)]
+fn panels<S: Simd, E: Stored, const N: usize>(simd: S, w: Matrix<'_>, x: &[f32], y: &mut RowsMut<'_>) {
     let mut panel = Panel([0.0; PANEL * BLOCK]);
     let mut start = 0;
     let inputs = Inputs { x, rows: x.len() / w.cols(), stride: w.cols() };
@@ -231,11 +285,7 @@ fn many_rows<S: Simd, E: Stored>(simd: S, w: Matrix<'_>, x: &[f32], mut y: RowsM
             }
             let bytes = bytemuck::cast_slice(&panel.0[..rows * BLOCK]);
             if let Ok(panel) = Matrix::new(Encoding::F32, rows, BLOCK, bytes) {
-                match batch {
-                    2 => sweep::<S, 2>(simd, panel, x, &mut y, first),
-                    4 => sweep::<S, 4>(simd, panel, x, &mut y, first),
-                    _ => sweep::<S, 6>(simd, panel, x, &mut y, first),
-                }
+                sweep::<S, N>(simd, panel, x, y, first);
             }
             first += PANEL;
         }

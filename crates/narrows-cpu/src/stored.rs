@@ -1,6 +1,8 @@
 //! How each encoding becomes lanes of `f32`. A new encoding is one `impl` of [`Stored`] and one arm in
 //! [`Encoded`].
 
+use std::marker::PhantomData;
+
 use narrows_shard::Encoding;
 use narrows_shard::blocks::{CODES, GROUP, NF4, NF4_BLOCK, Q8_BLOCK, codes_at, scale_at};
 
@@ -278,7 +280,7 @@ pub(crate) fn store_up_to<S: Simd>(simd: S, out: &mut [f32], vector: S::V) {
     }
 }
 
-/// A kernel that reads stored weights.
+/// A kernel that reads stored weights; how they are stored, it knows when it is compiled.
 pub(crate) trait EncodedKernel {
     /// The body. To be `#[inline(always)]`.
     fn run<S: Simd, E: Stored>(self, simd: S);
@@ -291,11 +293,28 @@ impl<K: EncodedKernel> Kernel for Encoded<K> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         match self.0 {
-            Encoding::F32 => self.1.run::<S, F32>(simd),
-            Encoding::F16 => self.1.run::<S, F16>(simd),
-            Encoding::Bf16 => self.1.run::<S, Bf16>(simd),
-            Encoding::Q8 => self.1.run::<S, Q8>(simd),
-            Encoding::Nf4 => self.1.run::<S, Nf4>(simd),
+            Encoding::F32 => simd.apart(Of::<F32, _>::new(self.1)),
+            Encoding::F16 => simd.apart(Of::<F16, _>::new(self.1)),
+            Encoding::Bf16 => simd.apart(Of::<Bf16, _>::new(self.1)),
+            Encoding::Q8 => simd.apart(Of::<Q8, _>::new(self.1)),
+            Encoding::Nf4 => simd.apart(Of::<Nf4, _>::new(self.1)),
         }
+    }
+}
+
+/// An [`EncodedKernel`] that reads the encoding `E`.
+struct Of<E, K>(K, PhantomData<E>);
+
+impl<E, K> Of<E, K> {
+    #[inline(always)]
+    fn new(kernel: K) -> Self {
+        Self(kernel, PhantomData)
+    }
+}
+
+impl<E: Stored, K: EncodedKernel> Kernel for Of<E, K> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.run::<S, E>(simd);
     }
 }

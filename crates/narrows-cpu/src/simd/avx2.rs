@@ -15,15 +15,6 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
-
-    pub(super) fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn compiled<K: Kernel>(kernel: K, simd: Avx2) {
-            kernel.run(simd);
-        }
-        // SAFETY: `self` exists only where `detect` found every one of these features.
-        unsafe { compiled(kernel, self) }
-    }
 }
 
 impl Simd for Avx2 {
@@ -31,6 +22,16 @@ impl Simd for Avx2 {
     type Table = [__m256; 2];
     const LANES: usize = 8;
     const BATCH: usize = 2;
+
+    fn apart<K: Kernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn compiled<K: Kernel>(kernel: K, simd: Avx2) {
+            kernel.run(simd);
+        }
+        // SAFETY: `self` exists only where `detect` found every one of these features.
+        unsafe { compiled(kernel, self) }
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {

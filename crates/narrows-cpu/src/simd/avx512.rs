@@ -19,15 +19,6 @@ impl Avx512 {
             && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
-
-    pub(super) fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn compiled<K: Kernel>(kernel: K, simd: Avx512) {
-            kernel.run(simd);
-        }
-        // SAFETY: `self` exists only where `detect` found every one of these features.
-        unsafe { compiled(kernel, self) }
-    }
 }
 
 impl Simd for Avx512 {
@@ -35,6 +26,16 @@ impl Simd for Avx512 {
     type Table = __m512;
     const LANES: usize = 16;
     const BATCH: usize = 6;
+
+    fn apart<K: Kernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[inline(never)]
+        fn compiled<K: Kernel>(kernel: K, simd: Avx512) {
+            kernel.run(simd);
+        }
+        // SAFETY: `self` exists only where `detect` found every one of these features.
+        unsafe { compiled(kernel, self) }
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

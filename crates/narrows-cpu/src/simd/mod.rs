@@ -1,10 +1,13 @@
 //! Vectors of `f32`, and the choice of an instruction set at run time.
 //!
-//! A kernel is a [`Kernel`]: a struct of arguments with one body generic over [`Simd`]. [`Level::run`]
-//! instantiates that body inside a function compiled for the instruction set, so everything in it, plain
-//! loops too, is compiled for it. For that to work every function below a kernel body that touches vectors
-//! is `#[inline(always)]`, and takes no closures over vectors: a closure is a function of its own, which
-//! does not know the instruction set.
+//! A kernel is a [`Kernel`]: a struct of arguments with one body generic over [`Simd`]. [`Level::run`] and
+//! [`Simd::apart`] instantiate that body inside a function compiled for the instruction set, so everything in
+//! it, plain loops too, is compiled for it. For that to work every function below a kernel body that touches
+//! vectors is `#[inline(always)]`, and takes no closures over vectors: a closure is a function of its own,
+//! which does not know the instruction set.
+//!
+//! All that is inlined into one body is one frame, and without optimisation nothing in a frame shares its
+//! place: so each choice that a body makes (of an encoding, of a number of rows) runs what it chose apart.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -78,6 +81,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Rows of activations that a tile of four weight rows takes before its sums no longer fit into the
     /// registers.
     const BATCH: usize;
+
+    /// Runs `kernel` in a function of its own, compiled for this instruction set: a frame that is on the stack
+    /// only while the kernel runs.
+    fn apart<K: Kernel>(self, kernel: K);
 
     /// `value` in every lane.
     fn splat(self, value: f32) -> Self::V;
@@ -195,13 +202,13 @@ impl Level {
     /// Runs `kernel`, compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {
-            Self::Portable(simd) => kernel.run(simd),
+            Self::Portable(simd) => simd.apart(kernel),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(simd) => kernel.run(simd),
+            Self::Neon(simd) => simd.apart(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(simd) => simd.run(kernel),
+            Self::Avx2(simd) => simd.apart(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => simd.run(kernel),
+            Self::Avx512(simd) => simd.apart(kernel),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::arch::is_aarch64_feature_detected;
 
 use half::f16;
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 /// Proof that the machine has NEON.
 #[derive(Clone, Copy)]
@@ -24,6 +24,14 @@ impl Simd for Neon {
     type Table = [f32; 16];
     const LANES: usize = 4;
     const BATCH: usize = 6;
+
+    fn apart<K: Kernel>(self, kernel: K) {
+        #[inline(never)]
+        fn compiled<K: Kernel>(kernel: K, simd: Neon) {
+            kernel.run(simd);
+        }
+        compiled(kernel, self);
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> float32x4_t {

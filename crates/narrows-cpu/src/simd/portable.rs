@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -14,6 +14,14 @@ impl Simd for Portable {
     type Table = [f32; 16];
     const LANES: usize = LANES;
     const BATCH: usize = 2;
+
+    fn apart<K: Kernel>(self, kernel: K) {
+        #[inline(never)]
+        fn compiled<K: Kernel>(kernel: K, simd: Portable) {
+            kernel.run(simd);
+        }
+        compiled(kernel, self);
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {
