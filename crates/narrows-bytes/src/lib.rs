@@ -67,7 +67,7 @@ impl fmt::Display for ParseBytesError {
 impl std::error::Error for ParseBytesError {}
 
 /// Reads a number with a unit: `K`, `M`, `G`, `T` (and `KiB` ...) are powers of 1024, `KB`, `MB` ... powers of
-/// 1000, none and `B` are bytes.
+/// 1000, none and `B` are bytes; in either case.
 impl FromStr for Bytes {
     type Err = ParseBytesError;
 
@@ -75,16 +75,16 @@ impl FromStr for Bytes {
         let error = || ParseBytesError(text.to_owned());
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
-        let unit: f64 = match unit {
-            "" | "B" => 1.0,
-            "K" | "KiB" => 1024.0,
-            "M" | "MiB" => 1024_f64.powi(2),
-            "G" | "GiB" => 1024_f64.powi(3),
-            "T" | "TiB" => 1024_f64.powi(4),
-            "KB" => 1e3,
-            "MB" => 1e6,
-            "GB" => 1e9,
-            "TB" => 1e12,
+        let unit: f64 = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "k" | "kib" => 1024.0,
+            "m" | "mib" => 1024_f64.powi(2),
+            "g" | "gib" => 1024_f64.powi(3),
+            "t" | "tib" => 1024_f64.powi(4),
+            "kb" => 1e3,
+            "mb" => 1e6,
+            "gb" => 1e9,
+            "tb" => 1e12,
             _ => return Err(error()),
         };
         let bytes = number.parse::<f64>().map_err(|_| error())? * unit;
@@ -121,6 +121,8 @@ mod tests {
             ("1.5GiB", 3 << 29),
             ("4GB", 4_000_000_000),
             ("2T", 2 << 40),
+            ("4g", 4 << 30),
+            ("4gb", 4_000_000_000),
         ] {
             assert_eq!(text.parse(), Ok(Bytes(bytes)));
         }

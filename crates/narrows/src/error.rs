@@ -92,6 +92,9 @@ pub enum Error {
         /// The feature, by its name there.
         what: String,
     },
+    /// The caller ended the computation.
+    #[error("cancelled")]
+    Cancelled,
     /// A request that no model could answer.
     #[error("{0}")]
     Request(String),

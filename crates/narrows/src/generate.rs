@@ -278,6 +278,10 @@ impl Engine {
         let vocab = self.model().architecture().vocab_size;
         let mut stats = Stats::default();
         while running.iter().any(|r| r.finish.is_none()) {
+            if self.is_cancelled() {
+                running.iter_mut().for_each(|r| r.finish = r.finish.or(Some(Finish::Cancelled)));
+                break;
+            }
             let pass_start = Instant::now();
             let (mut room, mut wanted) = (self.chunk, self.wanted);
             let mut prompt_rows = 0;

@@ -1,13 +1,11 @@
 //! From logits to the next token.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::error::{Error, Result};
-use crate::json::Fields;
 
 /// How tokens are chosen.
 ///
@@ -70,67 +68,6 @@ impl Sampling {
             return Err(Error::Request("top_k is 0; it must be 1 or more".to_owned()));
         }
         Ok(())
-    }
-}
-
-/// What `generation_config.json` says about sampling and stopping. Absent values are `None`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationDefaults {
-    /// Whether to draw at all; the sampling values count only then.
-    pub do_sample: bool,
-    /// See [`Sampling`].
-    pub temperature: Option<f32>,
-    /// See [`Sampling`]; 0 in the file means no limit.
-    pub top_k: Option<usize>,
-    /// See [`Sampling`].
-    pub top_p: Option<f32>,
-    /// See [`Sampling`].
-    pub min_p: Option<f32>,
-    /// See [`Sampling`]; holds for greedy decoding too.
-    pub repetition_penalty: Option<f32>,
-    /// Tokens to generate at most.
-    pub max_new_tokens: Option<usize>,
-    /// Tokens that end a text.
-    pub eos_token_ids: Vec<u32>,
-}
-
-impl GenerationDefaults {
-    /// Reads `generation_config.json` of a model directory; all absent where there is none.
-    ///
-    /// # Errors
-    /// The file is malformed.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let Some(fields) = Fields::read_optional(&dir.join("generation_config.json"))? else {
-            return Ok(Self::default());
-        };
-        let number = |key: &str| Ok::<_, Error>(fields.f64(key)?.map(|value| value as f32));
-        Ok(Self {
-            do_sample: fields.bool("do_sample")?.unwrap_or(false),
-            temperature: number("temperature")?,
-            top_k: fields.usize("top_k")?,
-            top_p: number("top_p")?,
-            min_p: number("min_p")?,
-            repetition_penalty: number("repetition_penalty")?,
-            max_new_tokens: fields.usize("max_new_tokens")?,
-            eos_token_ids: fields.token_ids("eos_token_id")?,
-        })
-    }
-
-    /// The sampling that the model's authors ask for.
-    #[must_use]
-    pub fn sampling(&self, seed: u64) -> Sampling {
-        let greedy =
-            Sampling { repetition_penalty: self.repetition_penalty.unwrap_or(1.0), seed, ..Sampling::GREEDY };
-        if !self.do_sample {
-            return greedy;
-        }
-        Sampling {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_k: self.top_k.filter(|k| *k > 0),
-            top_p: self.top_p.unwrap_or(1.0),
-            min_p: self.min_p.unwrap_or(0.0),
-            ..greedy
-        }
     }
 }
 

@@ -53,7 +53,10 @@ impl Device {
     pub fn open_gpu(ordinal: usize) -> Result<Self> {
         let device = Self::open(ordinal)?;
         match device.is_software() {
-            true => Err(Error::Request(format!("{} is not chosen unasked", device.name()))),
+            true => Err(Error::Request(format!(
+                "{}: the software driver is used only when it is named",
+                device.name()
+            ))),
             false => Ok(device),
         }
     }

@@ -16,11 +16,11 @@ use crate::compute::Compute;
 use crate::decoder::Decoder;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::generation_config::GenerationDefaults;
 use crate::made::MadeSource;
 use crate::measure;
 use crate::model::Model;
 use crate::plan::{self, DevicePlan, DeviceSettings, Plan, Settings, Speeds, Workload};
-use crate::sampling::GenerationDefaults;
 use crate::text::Text;
 use crate::weights::Weights;
 
@@ -249,13 +249,14 @@ impl EngineBuilder {
         let arena_options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
         let arena = Arena::new(&budget, "weights", plan.stream.arena, arena_options)?;
         let ranges = plan.tiling.tiles.iter().map(|tile| tile.read).collect();
-        let mut notes = Vec::new();
+        let (mut notes, mut reading) = (Vec::new(), None);
         let stream = if let Some(made) = model.made()? {
             Stream::start(&plan.stream, &arena, MadeSource::new(made, ranges), options())?
         } else {
             let reader_options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
             let reader = Reader::open(&model.paths()?, self.io, reader_options)?;
             notes.extend_from_slice(reader.notes());
+            reading = Some(reader.method().name());
             Stream::start(&plan.stream, &arena, FileSource::new(reader, ranges), options())?
         };
         let decoder = match (&self.device, &plan.device) {
@@ -273,6 +274,8 @@ impl EngineBuilder {
             }
         };
         Ok(Engine {
+            kv_encoding: self.kv(),
+            reading,
             chunk: self.chunk_rows(model.architecture()).min(plan.workload.step_rows),
             wanted: plan.workload.wanted_rows,
             kv_budget: Budget::new(plan.kv),
@@ -288,6 +291,7 @@ impl EngineBuilder {
             budget,
             notes,
             reserved,
+            cancelled: Arc::default(),
         })
     }
 
@@ -322,12 +326,15 @@ impl EngineBuilder {
         Ok((Decoder::new(a, weights, backend), context))
     }
 
+    /// Threads that compute on the CPU.
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        let all = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        self.threads.unwrap_or_else(all).get()
+    }
+
     fn cpu(&self) -> Result<Cpu> {
-        let threads = match self.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        };
-        Ok(Cpu::new(threads.get())?)
+        Ok(Cpu::new(self.thread_count())?)
     }
 }
 

@@ -6,8 +6,9 @@ mod feed;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use narrows_shard::Bytes;
+use narrows_shard::{Bytes, Encoding};
 use narrows_staging::{Budget, Reservation};
 
 pub use self::builder::EngineBuilder;
@@ -17,9 +18,9 @@ use crate::compute::Compute;
 use crate::decoder::Segment;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::generation_config::GenerationDefaults;
 use crate::model::Model;
 use crate::plan::Plan;
-use crate::sampling::GenerationDefaults;
 use crate::sequence::Sequence;
 use crate::text::Text;
 
@@ -53,8 +54,10 @@ pub struct Engine {
     /// Rows of a step at most, and of them with logits.
     pub(crate) chunk: usize,
     pub(crate) wanted: usize,
+    kv_encoding: Encoding,
     position_bytes: Bytes,
     threads: usize,
+    reading: Option<&'static str>,
     device: Option<Device>,
     kv_budget: Budget,
     context: Context,
@@ -62,6 +65,7 @@ pub struct Engine {
     budget: Budget,
     notes: Vec<String>,
     reserved: Vec<Reservation>,
+    pub(crate) cancelled: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -93,6 +97,18 @@ impl Engine {
     #[must_use]
     pub const fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// How keys and values are cached.
+    #[must_use]
+    pub const fn kv_encoding(&self) -> Encoding {
+        self.kv_encoding
+    }
+
+    /// How files of weights are read, in a few words; `None` where no files are.
+    #[must_use]
+    pub const fn reading(&self) -> Option<&'static str> {
+        self.reading
     }
 
     /// Payload read from the model's files so far: tiles, vectors and rows of the embedding.
@@ -142,6 +158,16 @@ impl Engine {
     /// Calls `hook(layer)` before each layer of each pass, for progress displays.
     pub fn on_layer(&mut self, hook: impl FnMut(usize) + Send + 'static) {
         self.decoder.on_layer(Box::new(hook));
+    }
+
+    /// Ends what is computed between two steps once `flag` is set, so that a long prompt can be given up, too:
+    /// generations finish as [`Finish::Cancelled`](crate::Finish::Cancelled), scores end with [`Error::Cancelled`].
+    pub fn cancel_on(&mut self, flag: Arc<AtomicBool>) {
+        self.cancelled = flag;
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     /// The tokenizer and chat template, read when first asked for: a model runs on token ids without them.
@@ -219,7 +245,8 @@ impl Engine {
     /// Sequences share steps, so that short ones cost no pass of their own.
     ///
     /// # Errors
-    /// An input is empty, has a token outside the vocabulary, or is longer than the context; `each` fails.
+    /// An input is empty, has a token outside the vocabulary, or is longer than the context; `each` fails; the flag of
+    /// [`Engine::cancel_on`] is set.
     pub fn score(
         &mut self,
         inputs: &[ScoreInput<'_>],
@@ -244,6 +271,9 @@ impl Engine {
             }
             if active.is_empty() {
                 return Ok(());
+            }
+            if self.is_cancelled() {
+                return Err(Error::Cancelled);
             }
             let (mut room, mut wanted_room) = (self.chunk, self.wanted);
             let mut told = Vec::new();
