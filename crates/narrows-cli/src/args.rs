@@ -1,18 +1,28 @@
 //! The command line.
 
 pub(crate) mod bench;
+mod parse;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::parse::{context, device, encoding, ram, size, threads};
+
 /// Runs language models that are bigger than the machine's memory.
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    name = "narrows",
+    version = crate::version::SHORT,
+    long_version = crate::version::long(),
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 1 other failure, 2 usage or an impossible request, 3 model not found, \
+    after_help = "Examples:\n  \
+                  narrows run models/demo \"And the king said unto\"    continue a text\n  \
+                  narrows run MODEL --ram 4G                           chat, within 4 GiB of memory\n  \
+                  narrows plan llama-70b --ram 8G                      how fast would it run here?\n  \
+                  narrows pack MODEL -o DIR --quant nf4                4.25 bits a weight\n\n\
+                  Exit codes: 0 done, 1 other failure, 2 usage or an impossible request, 3 model not found, \
                   4 model invalid or not supported, 5 does not fit in memory, 6 device, 7 prompt longer than the \
                   context, 9 storage (disk full, I/O error, checksum mismatch), 130 and 143 interrupted."
 )]
@@ -27,13 +37,13 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Output {
     /// Print the result as one JSON document.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub(crate) json: bool,
     /// Print nothing but the result and errors.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
     /// How to show progress on stderr: `auto` draws bars on a terminal and prints lines elsewhere.
-    #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
+    #[arg(long, global = true, value_name = "HOW", default_value = "auto", help_heading = "Output")]
     pub(crate) progress: ProgressMode,
 }
 
@@ -73,46 +83,46 @@ pub(crate) enum Command {
 /// Model, memory and device: the same for every command that computes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Compute {
-    /// A Hugging Face checkpoint directory or a pack.
+    /// A Hugging Face checkpoint directory or a pack; ORG/NAME is looked up in the Hugging Face cache.
     pub(crate) model: PathBuf,
     /// Positions of a sequence at most; `auto`: what the request needs, up to what the model was made for.
-    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = context)]
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = context, help_heading = "Memory")]
     pub(crate) ctx: narrows::Context,
     /// How keys and values are cached [default: f32 on the CPU, bf16 on a device].
-    #[arg(long, value_name = "f32|bf16|f16", value_parser = encoding)]
+    #[arg(long, value_name = "f32|bf16|f16", value_parser = encoding, help_heading = "Memory")]
     pub(crate) kv_dtype: Option<narrows::Encoding>,
     /// Rows of prefill that one step computes at most [default: what 256 MiB of activations hold, up to 512].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Tuning")]
     pub(crate) chunk: Option<NonZeroUsize>,
     /// Threads that compute [default: all of the machine's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Tuning", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// What computes: `auto` takes the first GPU, and the CPU where there is none.
-    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = device)]
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = device, help_heading = "Tuning")]
     pub(crate) device: Device,
     /// Memory for weights, staging, KV cache and activations together, a hard cap: a size (`M` and `G` are MiB
     /// and GiB), a share of what is available, or `auto` for 80 % of it.
-    #[arg(long, value_name = "SIZE|PERCENT|auto", default_value = "auto", value_parser = ram)]
+    #[arg(long, value_name = "SIZE|PERCENT|auto", default_value = "auto", value_parser = ram, help_heading = "Memory")]
     pub(crate) ram: Ram,
     /// Memory of the device for weights, staging, KV cache, activations and the driver's context together, a hard
     /// cap: a size, a share of the device's memory, or `auto` for 90 % of what is free of it.
-    #[arg(long, value_name = "SIZE|PERCENT|auto", value_parser = ram)]
+    #[arg(long, value_name = "SIZE|PERCENT|auto", value_parser = ram, help_heading = "Memory")]
     pub(crate) vram: Option<Ram>,
     /// How weights are read.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
+    #[arg(long, value_name = "HOW", default_value = "auto", help_heading = "Tuning")]
     pub(crate) io: Io,
     /// Speeds that the prediction is made with. What is remembered is what `narrows bench io` or `narrows doctor PATH`
     /// found of the disk.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
+    #[arg(long, value_name = "HOW", default_value = "auto", help_heading = "Tuning")]
     pub(crate) speeds: SpeedsFrom,
     /// Slots that streamed weights pass through [default: about 64 MiB of them].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Tuning")]
     pub(crate) slots: Option<NonZeroUsize>,
     /// Size of what is read and computed at a time [default: 8M, whole matrices where nothing streams].
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Tuning")]
     pub(crate) tile: Option<narrows::Bytes>,
     /// Write what was read and computed when, as a Chrome trace (opens in ui.perfetto.dev).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Tuning")]
     pub(crate) trace: Option<PathBuf>,
 }
 
@@ -155,31 +165,47 @@ pub(crate) enum SpeedsFrom {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  \
+                        narrows run MODEL \"Why is the sky blue?\"       answer\n  \
+                        narrows run MODEL -p @letter.txt --raw -n 200  continue the text of a file\n  \
+                        git diff | narrows run MODEL -p - --system \"Review this.\"\n  \
+                        narrows run MODEL                              chat; Ctrl-C ends a reply")]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) compute: Compute,
-    /// The prompt; `-` reads it from stdin. Without one, chat on a terminal, or read stdin elsewhere.
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "ids", allow_hyphen_values = true)]
+    /// The prompt, as -p takes it.
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "ids"])]
+    pub(crate) words: Option<String>,
+    /// The prompt; `-` reads it from stdin, `@FILE` from a file, and `@@` begins a text with `@`. Without one, chat on a
+    /// terminal, or read stdin elsewhere.
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        conflicts_with = "ids",
+        allow_hyphen_values = true,
+        help_heading = "Prompt"
+    )]
     pub(crate) prompt: Option<String>,
     /// Prompts as token ids: a safetensors file with `input_ids`, i64 `[batch, positions]`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     pub(crate) ids: Option<PathBuf>,
     /// Give the prompt to the model as it is, without its chat template.
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     pub(crate) raw: bool,
-    /// A system message, for models with a chat template.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    /// A system message, for models with a chat template; `@FILE` reads it from a file.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"], help_heading = "Prompt")]
     pub(crate) system: Option<String>,
     /// New tokens at most [default: generation_config.json's, else 64; in a chat 1024].
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Prompt")]
     pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// End the text where this string comes up; may be given several times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub(crate) stop: Vec<String>,
     /// Go on after a token that ends a text.
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     pub(crate) ignore_eos: bool,
 }
 
@@ -187,31 +213,31 @@ pub(crate) struct Run {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SamplingArgs {
     /// Always take the best token.
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
     pub(crate) greedy: bool,
     /// Divide logits by this; 0 is greedy.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", help_heading = "Sampling", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
-    /// Draw from the K best tokens only.
-    #[arg(long, value_name = "K")]
+    /// Draw from the K best tokens only; 0 draws from all.
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
     pub(crate) top_k: Option<usize>,
     /// Draw from the fewest best tokens whose probabilities reach P.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", help_heading = "Sampling", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Draw from tokens at least P times as likely as the best.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", help_heading = "Sampling", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
     /// Divide positive logits of tokens already seen by this, multiply negative ones.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Sampling", allow_negative_numbers = true)]
     pub(crate) repetition_penalty: Option<f32>,
     /// Take this from the logit of every token already generated.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) presence_penalty: Option<f32>,
     /// Take this from the logit of a token for each time that it was generated.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) frequency_penalty: Option<f32>,
     /// Where the random numbers start [default: a new one each time, told in the closing line].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
     pub(crate) seed: Option<u64>,
 }
 
@@ -255,7 +281,7 @@ pub(crate) struct Pack {
     #[arg(long, value_name = "none|q8|nf4")]
     pub(crate) quant_head: Option<QuantPart>,
     /// Threads that quantise [default: all of the machine's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 }
 
@@ -352,56 +378,6 @@ pub(crate) struct Doctor {
     /// A model, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
     /// without weights a file of 256 MiB is made, and gone afterwards.
     pub(crate) path: Option<PathBuf>,
-}
-
-fn device(text: &str) -> Result<Device, String> {
-    match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        _ => text
-            .strip_prefix("cuda:")
-            .and_then(|n| n.parse().ok())
-            .map(Device::Cuda)
-            .ok_or_else(|| "not one of auto, cpu, cuda:0, cuda:1 ...".to_owned()),
-    }
-}
-
-fn size(text: &str) -> Result<narrows::Bytes, String> {
-    match text.parse() {
-        Ok(narrows::Bytes(0)) => Err("0 is no size".to_owned()),
-        Ok(size) => Ok(size),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn ram(text: &str) -> Result<Ram, String> {
-    if text == "auto" {
-        return Ok(Ram::Auto);
-    }
-    match text.strip_suffix('%') {
-        Some(share) => match share.parse() {
-            Ok(share) if share > 0.0 && share <= 100.0 => Ok(Ram::Percent(share)),
-            _ => Err("not a share of more than 0 and at most 100 %".to_owned()),
-        },
-        None => size(text).map(Ram::Size),
-    }
-}
-
-fn context(text: &str) -> Result<narrows::Context, String> {
-    if text == "auto" {
-        return Ok(narrows::Context::Auto);
-    }
-    match text.parse::<NonZeroUsize>() {
-        Ok(n) => Ok(narrows::Context::Positions(n.get())),
-        Err(_) => Err("neither `auto` nor a number of positions".to_owned()),
-    }
-}
-
-fn encoding(text: &str) -> Result<narrows::Encoding, String> {
-    narrows::Encoding::PLAIN
-        .into_iter()
-        .find(|encoding| encoding.name() == text)
-        .ok_or_else(|| "not one of f32, bf16, f16".to_owned())
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! Errors as the user meets them: one line, its causes, a hint, an exit code.
 
 use std::error::Error as StdError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use narrows::Bytes;
+use serde::Serialize;
+
+use crate::commands::SCHEMA_VERSION;
+use crate::output::{one_line, to_stderr, write_json_once};
 
 /// Why the program ends without success.
 #[derive(Debug, thiserror::Error)]
@@ -14,18 +18,29 @@ pub(crate) enum Failure {
     Shard(#[from] narrows_shard::Error),
     #[error(transparent)]
     Bench(#[from] narrows_bench::Error),
+    /// What the command line's parser refuses, in its own words.
+    #[error("{}", first_line(.0))]
+    CommandLine(Box<clap::Error>),
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
     File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {what}")]
     Input { path: PathBuf, what: String },
-    #[error("{path}: no such model directory, and no shape is called that")]
-    NoModel { path: PathBuf },
+    #[error("{path}: no such model directory")]
+    NoModel { path: PathBuf, hint: String },
+    /// What is there is something else than a model that is read here.
+    #[error("{path}: {what}")]
+    NotAModel { path: PathBuf, what: String, hint: String },
+    /// A plan with tuning flags that does not fit.
+    #[error("{source}")]
+    Tuned { source: narrows::Error, flags: String },
     #[error("the plan takes {needed} of memory, and this machine has {available} available")]
     DoesNotFit { needed: Bytes, available: Bytes },
     #[error("{0}")]
     Device(String),
+    #[error("--vram: no GPU computes here: {why}")]
+    NoDevice { why: String },
     #[error("interrupted")]
     Interrupted { code: u8 },
     /// Whoever read the output has gone: nobody is left to tell.
@@ -33,8 +48,62 @@ pub(crate) enum Failure {
     StdoutClosed,
     #[error("cannot write to stdout: {0}")]
     Stdout(std::io::Error),
+    /// A fault of the program, which the panic hook has reported.
+    #[error("internal")]
+    Panic,
     #[error("{0}")]
     Other(String),
+}
+
+/// The sentence of a parser's error, without usage and suggestions.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+/// What to do instead of a command that programs of this kind have and this one does not.
+fn unknown_command(error: &clap::Error) -> Option<String> {
+    let clap::error::ContextValue::String(name) = error.get(clap::error::ContextKind::InvalidSubcommand)?
+    else {
+        return None;
+    };
+    let instead = match name.as_str() {
+        "chat" | "generate" | "complete" | "prompt" => {
+            "`narrows run MODEL` chats, `narrows run MODEL PROMPT` answers"
+        }
+        "pull" | "download" => {
+            "narrows downloads nothing yet: `hf download ORG/NAME`, then `narrows run ORG/NAME`"
+        }
+        "list" | "ls" | "ps" | "rm" | "cache" => "narrows keeps no models of its own: a model is a directory",
+        "serve" | "server" => "narrows has no server yet: `narrows run MODEL --json` is for programs",
+        "batch" => "`narrows run MODEL --ids FILE` continues several prompts of token ids in one pass",
+        "show" | "info" => "`narrows inspect MODEL` shows a model",
+        "version" => "`narrows --version`",
+        "quantize" | "quantise" | "convert" => "`narrows pack MODEL -o DIR --quant q8` or `nf4`",
+        "perplexity" | "ppl" => "`narrows eval MODEL -f TEXT` measures perplexity",
+        "fit" | "estimate" => "`narrows plan MODEL` says whether it fits and how fast it will be",
+        _ => return None,
+    };
+    Some(instead.to_owned())
+}
+
+/// An error as a JSON document.
+#[derive(Serialize)]
+struct ErrorReport {
+    schema_version: u32,
+    error: ErrorBody,
+}
+
+#[derive(Serialize)]
+struct ErrorBody {
+    /// The exit code.
+    code: u8,
+    kind: &'static str,
+    message: String,
+    hint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    minimum_bytes: Option<u64>,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
@@ -54,6 +123,8 @@ impl Failure {
             Self::Model(error) if error.is_device_memory() => 5,
             Self::Model(error) if error.is_device() => 6,
             Self::Model(error) => match error {
+                // A model of which only the tokenizer is missing is there, and not complete.
+                E::Missing { path, .. } if path.ends_with("tokenizer.json") => 4,
                 E::Missing { .. } | E::NoFiles { .. } => 3,
                 E::Invalid { .. } | E::Unsupported { .. } => 4,
                 E::OutOfMemory { .. } | E::DoesNotFit { .. } | E::VramBeyondDevice { .. } => 5,
@@ -68,26 +139,37 @@ impl Failure {
             Self::Bench(error) if error.is_device() => 6,
             Self::Bench(narrows_bench::Error::Picture { .. }) => 1,
             Self::Bench(_) => 9,
-            Self::Usage(_) | Self::Input { .. } => 2,
+            Self::CommandLine(_) | Self::Usage(_) | Self::Input { .. } => 2,
             Self::NoModel { .. } => 3,
+            Self::NotAModel { .. } => 4,
+            Self::Tuned { .. } => 5,
             Self::DoesNotFit { .. } => 5,
-            Self::Device(_) => 6,
+            Self::Device(_) | Self::NoDevice { .. } => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
             Self::Interrupted { code } => *code,
             Self::StdoutClosed => 0,
-            Self::Other(_) => 1,
+            Self::Panic | Self::Other(_) => 1,
         }
     }
 
     /// What to try.
     fn hint(&self) -> Option<String> {
         match self {
+            Self::CommandLine(error) => unknown_command(error),
             Self::Model(narrows::Error::Shard(error)) | Self::Shard(error) => error.hint().map(str::to_owned),
             Self::Model(narrows::Error::PromptTooLong { prompt, .. }) => {
                 Some(format!("--ctx {} makes room, if the model can use that many positions", prompt + 64))
             }
             Self::Model(narrows::Error::Missing { path, .. }) if path.ends_with("tokenizer.json") => {
-                Some("give token ids with --ids, or add the tokenizer's files to the model".to_owned())
+                let dir = path.parent().unwrap_or(Path::new("."));
+                Some(match dir.join("tokenizer.model").exists() {
+                    true => format!(
+                        "python3 -c \"from transformers import AutoTokenizer as T; d = '{0}'; \
+                         T.from_pretrained(d).save_pretrained(d)\" makes one",
+                        dir.display()
+                    ),
+                    false => "give token ids with --ids, or add the tokenizer's files to the model".to_owned(),
+                })
             }
             Self::Model(narrows::Error::DoesNotFit { memory, minimum, .. }) => Some(format!(
                 "--{} {}M is the smallest that works; a smaller --ctx or --chunk, or --kv-dtype bf16, need less",
@@ -101,15 +183,21 @@ impl Failure {
                 Some("somebody else uses the device's memory: a smaller --vram leaves it to them".to_owned())
             }
             Self::Model(error) if error.is_device() => Some("--device cpu computes on the CPU".to_owned()),
-            Self::NoModel { .. } => {
-                let shapes: Vec<_> = narrows::Synth::names().collect();
-                Some(format!("shapes are {}", shapes.join(", ")))
-            }
+            Self::NoModel { hint, .. } | Self::NotAModel { hint, .. } => Some(hint.clone()),
+            Self::Tuned { source: narrows::Error::DoesNotFit { memory, minimum, .. }, flags } => Some(format!(
+                "--{} {}M is the smallest that works with {flags}; without {flags} less is needed",
+                memory.to_lowercase(),
+                minimum.get().div_ceil(1 << 20)
+            )),
             Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
             Self::Model(narrows::Error::OutOfMemory { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
+            Self::NoDevice { .. } => Some(
+                "drop --vram to compute on the CPU; `narrows plan MODEL --vram SIZE` plans for a GPU that is not here"
+                    .to_owned(),
+            ),
             Self::Bench(error) if error.is_memory() => {
                 Some("smaller sizes, or fewer rows, need less".to_owned())
             }
@@ -120,25 +208,73 @@ impl Failure {
         }
     }
 
-    /// Prints it on stderr.
-    #[allow(clippy::print_stderr)] // This is where the program says what went wrong.
-    pub(crate) fn report(&self) {
+    /// The name of its kind in JSON, by exit code.
+    fn kind(&self) -> &'static str {
+        match self.exit_code() {
+            2 => "usage",
+            3 => "not_found",
+            4 => "invalid",
+            5 => "does_not_fit",
+            6 => "device",
+            7 => "prompt_too_long",
+            9 => "storage",
+            _ => "other",
+        }
+    }
+
+    /// The smallest budget that works, where that is what is wrong.
+    const fn minimum(&self) -> Option<Bytes> {
+        match self {
+            Self::Model(narrows::Error::DoesNotFit { minimum, .. })
+            | Self::Tuned { source: narrows::Error::DoesNotFit { minimum, .. }, .. } => Some(*minimum),
+            _ => None,
+        }
+    }
+
+    /// Writes it as the JSON document that stands in place of the result, unless there is one already.
+    fn write_json(&self) {
+        let report = ErrorReport {
+            schema_version: SCHEMA_VERSION,
+            error: ErrorBody {
+                code: self.exit_code(),
+                kind: self.kind(),
+                message: self.to_string(),
+                hint: self.hint(),
+                minimum_bytes: self.minimum().map(Bytes::get),
+            },
+        };
+        // Where stdout takes nothing, stderr has it.
+        let _ = write_json_once(&report);
+    }
+
+    /// Prints it on stderr, and with `json` writes it to stdout.
+    pub(crate) fn report(&self, json: bool) {
         if matches!(self, Self::StdoutClosed | Self::Interrupted { .. }) {
             return;
         }
+        if json {
+            self.write_json();
+        }
+        if matches!(self, Self::Panic) {
+            return;
+        }
         let message = self.to_string();
-        eprintln!("error: {message}");
+        match self {
+            // With usage and suggestions, over several lines.
+            Self::CommandLine(error) => to_stderr(error.render().to_string().trim_end()),
+            _ => to_stderr(&format!("error: {}", one_line(&message))),
+        }
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
             // Messages that already end in their cause say it once.
             if !message.contains(&text) {
-                eprintln!("caused by: {text}");
+                to_stderr(&format!("caused by: {}", one_line(&text)));
             }
             cause = error.source();
         }
         if let Some(hint) = self.hint() {
-            eprintln!("hint: {hint}");
+            to_stderr(&format!("hint: {}", one_line(&hint)));
         }
     }
 }

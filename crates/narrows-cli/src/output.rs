@@ -1,6 +1,8 @@
 //! What the program prints: results on stdout, everything else on stderr.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,26 +11,72 @@ use serde::Serialize;
 use crate::args::{Output, ProgressMode};
 use crate::failure::{Failure, Result};
 
-/// Writes a piece of the result to stdout at once.
+/// Text without control characters other than line ends and tabs, which are written as escapes: a name or a text from a
+/// file must not move a terminal's cursor, set its title, or answer for the user.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// As [`plain`], for a message of one line.
+pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, |_| false)
+}
+
+fn escaped(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    // Besides controls: characters that change the direction of the text around them.
+    let hostile = |c: char| {
+        (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')) && !keep(c)
+    };
+    if !text.contains(hostile) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if hostile(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+/// Writes lines to stderr. A stderr that is full or gone takes nothing, and that changes no result.
+pub(crate) fn to_stderr(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all((plain(text) + "\n").as_bytes());
+}
+
+/// Writes a piece of the result to stdout at once. On a terminal control characters are shown as escapes.
 pub(crate) fn write(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|e| match e.kind() {
+    let text = if stdout.is_terminal() { plain(text) } else { Cow::Borrowed(text) };
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(stdout_failed)
+}
+
+/// A reader that has gone is no fault; a full disk is.
+pub(crate) fn stdout_failed(error: std::io::Error) -> Failure {
+    match error.kind() {
         ErrorKind::BrokenPipe => Failure::StdoutClosed,
-        _ => Failure::Stdout(e),
-    })
+        _ => Failure::Stdout(error),
+    }
+}
+
+/// Whether a JSON document was written: there is one of a run, its result or its error.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Writes a JSON document, unless there is one already.
+pub(crate) fn write_json_once(value: &impl Serialize) -> Result<()> {
+    if WRITTEN.load(Ordering::Relaxed) { Ok(()) } else { write_json(value) }
 }
 
 /// Writes the result as one JSON document.
 pub(crate) fn write_json(value: &impl Serialize) -> Result<()> {
+    WRITTEN.store(true, Ordering::Relaxed);
     let text = serde_json::to_string(value).map_err(|e| Failure::Other(format!("JSON: {e}")))?;
     write(&(text + "\n"))
 }
 
 /// Says something on stderr, unless asked to be quiet.
-#[allow(clippy::print_stderr)] // The one place for words that are neither result nor error.
 pub(crate) fn say(output: &Output, text: &str) {
     if !output.quiet {
-        eprintln!("{text}");
+        to_stderr(text);
     }
 }
 
@@ -70,13 +118,12 @@ impl StatusLine {
     }
 
     /// Shows the line that `text` makes, if it is time.
-    #[allow(clippy::print_stderr)] // Progress is for stderr.
     pub(crate) fn set(&mut self, text: impl FnOnce() -> String) {
         match (&self.bar, &mut self.last) {
             (Some(bar), _) => bar.set_message(text()),
             (None, Some(last)) if last.elapsed() >= EVERY => {
                 *last = Instant::now();
-                eprintln!("{}", text());
+                to_stderr(&text());
             }
             (None, _) => {}
         }
@@ -122,7 +169,6 @@ impl Progress {
     }
 
     /// Sets how much is done.
-    #[allow(clippy::print_stderr)] // Progress is for stderr.
     pub(crate) fn set(&mut self, done: u64) {
         match self {
             Self::Bar(bar) => bar.set_position(done),
@@ -134,7 +180,7 @@ impl Progress {
                     Unit::Bytes => narrows::Bytes(n).to_string(),
                     Unit::Tokens => n.to_string(),
                 };
-                eprintln!("{what}: {} of {}, eta {left:.0} s", amount(done), amount(*total));
+                to_stderr(&format!("{what}: {} of {}, eta {left:.0} s", amount(done), amount(*total)));
             }
             Self::Plain { .. } | Self::None => {}
         }
@@ -160,4 +206,17 @@ fn bar(what: &'static str, unit: Unit, total: u64) -> ProgressBar {
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(what);
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_become_escapes() {
+        assert_eq!(plain("a\tb\nc \u{e9}"), "a\tb\nc \u{e9}");
+        assert_eq!(plain("\u{1b}]0;x\u{7}"), "\\u{1b}]0;x\\u{7}");
+        assert_eq!(plain("a\rb\u{9b}1m\u{202e}"), "a\\rb\\u{9b}1m\\u{202e}");
+        assert_eq!(one_line("a\nerror: b"), "a\\nerror: b");
+    }
 }

@@ -8,7 +8,7 @@ use narrows::{Context, Engine, Message, Model, Prompt, Request, Text, Workload};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use super::run::{chat_options, closing_line};
+use super::run::{PassClock, chat_options, closing_line};
 use super::{builder, start, write_trace};
 use crate::args::{Compute, Output, Run};
 use crate::failure::{Failure, Result};
@@ -25,6 +25,7 @@ const POSITIONS: usize = 8192;
 pub(super) fn chat(
     output: &Output,
     args: &Run,
+    system: Option<&str>,
     model: Model,
     text: Option<Arc<Text>>,
     request: impl Fn(Prompt) -> Request,
@@ -37,8 +38,8 @@ pub(super) fn chat(
     let compute = Compute { ctx: Context::Positions(positions), ..args.compute.clone() };
     let chunk = builder(&compute)?.chunk_rows(model.architecture()).min(positions);
     let workload = Workload { sequences: 1, positions, step_rows: chunk, wanted_rows: 1 };
-    let mut engine = start(output, &compute, model, workload, text)?;
-    converse(output, &mut engine, args.system.as_deref(), request)?;
+    let mut engine = start(output, &compute, model, workload, text, 0)?;
+    converse(output, &mut engine, system, request)?;
     write_trace(&engine, args.compute.trace.as_deref())
 }
 
@@ -52,8 +53,10 @@ fn converse(
     say(output, "Ctrl-C ends a reply, /clear starts anew, /exit or Ctrl-D leaves.");
     let start: Vec<_> = system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut messages = start.clone();
+    let mut pass = PassClock::new(engine);
+    engine.on_layer(move |layer| pass.at(layer));
+    engine.cancel_on(Interrupt::flag());
     let mut session = engine.session();
-    let mut interrupt = None;
     loop {
         let line = match editor.readline(">>> ") {
             Ok(line) => line,
@@ -71,10 +74,8 @@ fn converse(
         }
         let _ = editor.add_history_entry(&line);
         messages.push(Message::new("user", line));
-        let interrupt = match &interrupt {
-            Some(interrupt) => interrupt,
-            None => &*interrupt.insert(Interrupt::listen()?),
-        };
+        // For the length of a reply: at the prompt a signal ends the program.
+        let interrupt = Interrupt::listen();
         interrupt.reset();
         let request = request(Prompt::Chat(messages.clone(), chat_options()));
         let stdout = RefCell::new(Ok(()));

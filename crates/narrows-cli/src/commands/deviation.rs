@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::Output;
 use crate::failure::{Failure, Result};
+use crate::models;
 use crate::output::{Progress, Unit};
 
 /// Relative errors: the root mean square of the differences, divided by that of the source's weights.
@@ -103,7 +104,7 @@ fn recorded(pack: &Path, manifest: &Manifest) -> Result<PathBuf> {
     let (Some(repository), Some(revision)) = (&source.repository, &source.revision) else {
         return Err(failed(format!("does not say which checkpoint it was packed from; {name_it}")));
     };
-    let Some(cache) = hub_cache() else {
+    let Some(cache) = models::cache() else {
         return Err(failed(format!("{repository} is not here: there is no Hugging Face cache; {name_it}")));
     };
     let dir =
@@ -119,15 +120,6 @@ fn recorded(pack: &Path, manifest: &Manifest) -> Result<PathBuf> {
             cache.display()
         )))
     }
-}
-
-/// Where `huggingface_hub` keeps what it downloads.
-fn hub_cache() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("HF_HUB_CACHE")
-        .or_else(|| Some(variable("HF_HOME")?.join("hub")))
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("huggingface/hub")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/huggingface/hub")))
 }
 
 pub(crate) fn table(report: &Report) -> String {

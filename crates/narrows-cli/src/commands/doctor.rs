@@ -91,7 +91,7 @@ struct DeviceReport {
 }
 
 pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
-    let interrupt = Interrupt::listen()?;
+    let interrupt = Interrupt::listen();
     let mut machine = Machine::here();
     let mut results = Vec::new();
     let kernels = Device::toolkit().map(|toolkit| KernelsReport {

@@ -7,7 +7,10 @@ use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder, start, write_trace};
 use crate::args::{Eval, Output};
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
+use crate::input::read_text;
+use crate::interrupt::Interrupt;
+use crate::models::locate;
 use crate::output::{Progress, Unit, write, write_json};
 
 #[derive(Serialize)]
@@ -21,9 +24,8 @@ struct Report {
 }
 
 pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
-    let text = std::fs::read_to_string(&args.file)
-        .map_err(|source| Failure::File { path: args.file.clone(), source })?;
-    let model = Model::open(&args.compute.model)?;
+    let text = read_text(&args.file)?;
+    let model = Model::open(locate(&args.compute.model)?)?;
     let tokenizer = Arc::new(Text::read(model.dir())?);
     let tokens = tokenizer.encode(&text, true)?;
     let positions = args.compute.ctx.positions(model.architecture());
@@ -33,11 +35,14 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let windows = 1 + (tokens.len() - longest).div_ceil(stride.max(1));
     let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
     let workload = Workload::score(longest, windows.saturating_mul(longest), chunk);
-    let mut engine = start(output, &args.compute, model, workload, Some(tokenizer))?;
+    let mut engine = start(output, &args.compute, model, workload, Some(tokenizer), 0)?;
+    let interrupt = Interrupt::listen();
+    engine.cancel_on(Interrupt::flag());
     let mut progress = Progress::new(output, "eval", Unit::Tokens, tokens.len().saturating_sub(1) as u64);
     let result = engine.perplexity(&tokens, window, stride, |done| progress.set(done as u64));
     progress.clear();
     write_trace(&engine, args.compute.trace.as_deref())?;
+    interrupt.check()?;
     let narrows::Perplexity { perplexity, stderr, tokens } = result?;
     if output.json {
         let report = Report { schema_version: SCHEMA_VERSION, perplexity, stderr, tokens, window, stride };

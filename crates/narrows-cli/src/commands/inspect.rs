@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{SCHEMA_VERSION, deviation};
 use crate::args::{Inspect, Output};
 use crate::failure::Result;
+use crate::models::locate;
 use crate::output::{write, write_json};
 
 #[derive(Serialize)]
@@ -50,7 +51,7 @@ struct TensorReport<'a> {
 }
 
 pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
-    let model = Model::open(&args.model)?;
+    let model = Model::open(locate(&args.model)?)?;
     let mut report = report(&model, args.tensors)?;
     if let Some(source) = &args.error {
         report.error = Some(deviation::measure(output, &model, source.as_deref())?);

@@ -5,18 +5,22 @@ use narrows::{Error, Model, ScoreInput, Workload};
 use super::{builder, start, write_trace};
 use crate::args::{Logits, Output};
 use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::models::locate;
 use crate::output::{Progress, Unit};
 use crate::tensors::{LogitsFile, read_ids};
 
 pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let ids = read_ids(&args.ids)?;
     let (batch, positions) = (ids.len(), ids[0].len());
-    let model = Model::open(&args.compute.model)?;
+    let model = Model::open(locate(&args.compute.model)?)?;
     let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
     let workload = Workload::score(positions, batch * positions, chunk);
-    let mut engine = start(output, &args.compute, model, workload, None)?;
+    let mut engine = start(output, &args.compute, model, workload, None, 0)?;
     let vocab = engine.model().architecture().vocab_size;
     let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 0..positions }).collect();
+    let interrupt = Interrupt::listen();
+    engine.cancel_on(Interrupt::flag());
     let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;
     let mut progress = Progress::new(output, "logits", Unit::Tokens, (batch * positions) as u64);
     let mut done = 0;
@@ -35,6 +39,7 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     if let Some(source) = failed {
         return Err(Failure::File { path: args.out.clone(), source });
     }
+    interrupt.check()?;
     scored?;
     write_trace(&engine, args.compute.trace.as_deref())?;
     file.finish()

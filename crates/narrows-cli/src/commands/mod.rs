@@ -19,16 +19,20 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use narrows::{Bytes, Context, Engine, EngineBuilder, IoMode, Model, Quantisation, Synth, Text, Workload};
+use narrows::{
+    Bytes, Context, Engine, EngineBuilder, IoMode, Isa, Model, Quantisation, Synth, Text, Workload,
+};
 
 use self::speeds::Known;
+use crate::amounts::count;
 use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
 use crate::memory;
+use crate::models::locate;
 use crate::output::say;
 
 /// Version of the JSON documents; fields are only added within one.
-const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 1;
 
 /// Share of the available memory that `--ram auto` takes.
 const AUTO_SHARE: f64 = 0.8;
@@ -43,17 +47,22 @@ fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<
         Device::Cuda(n) => Some(narrows::Device::open(n)?),
         Device::Auto => match narrows::Device::open_gpu(0) {
             Ok(device) => Some(device),
-            Err(error) => {
-                say(output, &format!("device: cpu ({error})"));
-                None
+            // Who names the device's memory expects a device.
+            Err(error) if args.vram.is_some() => {
+                return Err(Failure::NoDevice { why: error.to_string() });
             }
+            Err(_) => None,
         },
     };
     let Some(device) = device else {
-        return match args.vram {
-            Some(_) => Err(Failure::Device("--vram: no device computes".to_owned())),
-            None => Ok(builder),
-        };
+        if args.vram.is_some() {
+            return Err(Failure::Usage(
+                "--vram: --device cpu has no memory of its own; drop either".to_owned(),
+            ));
+        }
+        let threads = count(builder.thread_count(), "thread");
+        say(output, &format!("device: cpu, {threads}, {}", Isa::best()));
+        return Ok(builder);
     };
     say(output, &format!("device: cuda:{} {}", device.ordinal(), device.name()));
     let (total, reserved) = (device.available().get() as f64, device.reserved_bytes().get() as f64);
@@ -67,12 +76,10 @@ fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<
 
 /// Opens a directory; if there is none, a shape of that name, packed as `quantisation` says, with as many `layers`.
 fn open_or_shape(path: &Path, quantisation: &Quantisation, layers: Option<usize>) -> Result<Model> {
-    if path.exists() {
-        return Ok(Model::open(path)?);
-    }
-    match path.to_str().filter(|name| Synth::names().any(|shape| shape == *name)) {
+    let shape = path.to_str().filter(|name| !path.exists() && Synth::names().any(|shape| shape == *name));
+    match shape {
         Some(name) => Ok(Model::of_shape(name, &Synth::new(name, layers)?, quantisation)?),
-        None => Err(Failure::NoModel { path: path.to_owned() }),
+        None => Ok(Model::open(locate(path)?)?),
     }
 }
 
@@ -104,13 +111,15 @@ fn builder(args: &Compute) -> Result<EngineBuilder> {
         .trace(args.trace.is_some()))
 }
 
-/// Measures, plans and starts an engine for `workload`, and says on stderr what to expect.
+/// Measures, plans and starts an engine for `workload`, and says on stderr what to expect of `tokens` new ones (0: of
+/// one).
 fn start(
     output: &Output,
     args: &Compute,
     model: Model,
     workload: Workload,
     text: Option<Arc<Text>>,
+    tokens: usize,
 ) -> Result<Engine> {
     let builder = on_device(output, args, builder(args)?)?.workload(workload).text(text);
     if let Context::Positions(n) = args.ctx
@@ -118,7 +127,7 @@ fn start(
     {
         say(output, &format!("warning: --ctx {n} is beyond what the model was made for; results may suffer"));
     }
-    let assumed = builder.plan(&model)?;
+    let assumed = builder.plan(&model).map_err(|error| tuned(args, error))?;
     if let Some(available) = memory::available()
         && assumed.stream.total() > available
     {
@@ -126,12 +135,29 @@ fn start(
     }
     let known = Known::of(&builder, args, &model, &assumed)?;
     let builder = builder.speeds(known.speeds);
-    say(output, &plan::line(&model, &builder.plan(&model)?, &known));
+    say(output, &plan::line(&model, &builder.plan(&model)?, &known, tokens));
     let engine = builder.build(model)?;
     for note in engine.io_notes() {
         say(output, &format!("note: {note}"));
     }
     Ok(engine)
+}
+
+/// An error of planning, with the tuning flags that have a part in it.
+fn tuned(args: &Compute, source: narrows::Error) -> Failure {
+    let flags = [("--slots", args.slots.is_some()), ("--tile", args.tile.is_some())];
+    let given: Vec<_> = flags.iter().filter_map(|(flag, given)| given.then_some(*flag)).collect();
+    match source {
+        source @ narrows::Error::DoesNotFit { .. } if !given.is_empty() => {
+            Failure::Tuned { source, flags: given.join(" and ") }
+        }
+        source => source.into(),
+    }
+}
+
+/// A size that was given or chosen; the largest number stands for none, which few readers of JSON keep.
+fn given(bytes: Bytes) -> Option<u64> {
+    Some(bytes.get()).filter(|bytes| *bytes < u64::MAX)
 }
 
 /// Writes the trace, if one was asked for.

@@ -8,7 +8,8 @@ use narrows_bench::Figure;
 use serde::Serialize;
 
 use super::speeds::{Known, source};
-use super::{SCHEMA_VERSION, builder, on_device, open_or_shape};
+use super::{SCHEMA_VERSION, builder, given, on_device, open_or_shape, tuned};
+use crate::amounts::{count, per_token, seconds};
 use crate::args::{Output, Plan as Args, QuantPart};
 use crate::failure::{Failure, Result};
 use crate::output::{write, write_json};
@@ -25,7 +26,8 @@ struct Report<'a> {
     files: bool,
     parameters: u64,
     weight_bytes: u64,
-    budget_bytes: u64,
+    /// Absent where nothing limits it.
+    budget_bytes: Option<u64>,
     planned_bytes: u64,
     minimum_bytes: u64,
     all_resident_at_bytes: u64,
@@ -34,7 +36,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     experts: Option<ExpertsReport>,
     disk_bytes_per_pass: u64,
-    tile_bytes: u64,
+    /// Absent where matrices are not cut.
+    tile_bytes: Option<u64>,
     slots: usize,
     positions: usize,
     needs: Vec<NeedReport<'a>>,
@@ -130,7 +133,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     };
     let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
     let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
-    let assumed = builder.plan(&model)?;
+    let assumed = builder.plan(&model).map_err(|error| tuned(&args.compute, error))?;
     let known = match described {
         true => Known::without_files(&builder, &args.compute, &model, &assumed, dir)?,
         false => Known::of(&builder, &args.compute, &model, &assumed)?,
@@ -144,7 +147,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         files: !described,
         parameters: parameters(&model),
         weight_bytes: model.weight_bytes().get(),
-        budget_bytes: plan.budget.get(),
+        budget_bytes: given(plan.budget),
         planned_bytes: plan.stream.total().get(),
         minimum_bytes: plan.stream.minimum.get(),
         all_resident_at_bytes: plan.stream.all_resident_at.get(),
@@ -152,7 +155,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         bytes_per_pass: (plan.stream.walked + plan.stream.demanded_per_pass).get(),
         experts: experts(&model, &plan.stream),
         disk_bytes_per_pass: plan.stream.disk_bytes_per_pass.get(),
-        tile_bytes: plan.tile.get(),
+        tile_bytes: given(plan.tile),
         slots: plan.stream.slots,
         positions,
         needs: needs(&plan.stream),
@@ -205,10 +208,11 @@ fn staying(plan: &TierPlan) -> String {
     }
 }
 
-/// What to expect, in one line.
-pub(super) fn line(model: &Model, plan: &Plan, known: &Known) -> String {
+/// What to expect, in one line; of `tokens` new ones together, where their number is known.
+pub(super) fn line(model: &Model, plan: &Plan, known: &Known, tokens: usize) -> String {
     let s = &plan.stream;
-    let mut line = format!("plan: {} in {} layers", model.pass_bytes(), model.architecture().layers);
+    let layers = count(model.architecture().layers, "layer");
+    let mut line = format!("plan: {} in {layers}", model.pass_bytes());
     if let Some(device) = &plan.device {
         let d = &device.stream;
         let share = share(d.resident, d.walked);
@@ -225,9 +229,15 @@ pub(super) fn line(model: &Model, plan: &Plan, known: &Known) -> String {
     }
     line += &format!("; RAM {} of {}", s.total(), plan.budget);
     if !s.all_resident() {
-        line += &format!("; {} ({})", flow(s, "from disk"), known.disk_source());
+        let from = if model.is_made() { "from memory" } else { "from disk" };
+        line += &format!("; {} ({})", flow(s, from), known.disk_source());
     }
-    line + &format!("; ~{} (bound by {})", per_token(plan.seconds_per_token()), plan.bound())
+    line += &format!("; ~{} (bound by {})", per_token(plan.seconds_per_token()), plan.bound());
+    if tokens > 0 {
+        let all = tokens as f64 * plan.seconds_per_token();
+        line += &format!("; {}: about {}", count(tokens, "token"), seconds(all));
+    }
+    line
 }
 
 fn share(part: Bytes, whole: Bytes) -> String {
@@ -238,17 +248,9 @@ fn share(part: Bytes, whole: Bytes) -> String {
 }
 
 /// What comes in each pass, and how fast.
-fn flow(s: &TierPlan, whence: &str) -> String {
+fn flow(s: &TierPlan, from: &str) -> String {
     let speed = s.disk_bytes_per_pass.get() as f64 / s.disk_seconds.max(1e-9) / 1e9;
-    format!("{} a pass {whence} at {speed:.2} GB/s", s.disk_bytes_per_pass)
-}
-
-fn per_token(seconds: f64) -> String {
-    match seconds {
-        ..0.001 => format!("{:.0} us/token", seconds * 1e6),
-        ..0.1 => format!("{:.1} ms/token", seconds * 1e3),
-        _ => format!("{seconds:.2} s/token"),
-    }
+    format!("{} a pass {from} at {speed:.2} GB/s", s.disk_bytes_per_pass)
 }
 
 /// What would make it faster.
@@ -269,8 +271,14 @@ fn changes(plan: &Plan) -> Vec<String> {
             per_token(plan.compute_seconds().max(plan.link_seconds()))
         ));
         if plan.bound() == Bound::Disk {
-            let gain = (1_u64 << 30) as f64 / s.disk_bytes_per_pass.get().max(1) as f64 * s.disk_seconds;
-            changes.push(format!("each GiB more of RAM would save ~{gain:.2} s a token, until all is there"));
+            const GIB: u64 = 1 << 30;
+            if s.disk_bytes_per_pass.get() > GIB {
+                let gain = GIB as f64 / s.disk_bytes_per_pass.get() as f64 * s.disk_seconds;
+                changes.push(format!(
+                    "each GiB more of RAM would save ~{} a token, until all is there",
+                    seconds(gain)
+                ));
+            }
             changes.push("several sequences at a time would share each pass over the weights".to_owned());
         }
     }
@@ -288,7 +296,7 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
             Bytes(report.weight_bytes)
         );
     }
-    let _ = writeln!(t, "{}", line(model, plan, known));
+    let _ = writeln!(t, "{}", line(model, plan, known, 0));
     if let Some(experts) = &report.experts {
         let each = format!("{} of a layer for a token, {} each", experts.per_token, Bytes(experts.bytes));
         let _ = writeln!(t, "  {:<24} {:>10} ({each})", "experts", experts.count);
@@ -299,7 +307,8 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
     let speed = |speed: &SpeedReport| {
         let day = speed.date.as_deref().and_then(|date| date.split('T').next());
         let how = speed.source.to_owned() + &day.map_or(String::new(), |day| format!(" of {day}"));
-        format!("{:.2} GB/s ({how}), {:.3} s a pass", speed.bytes_per_second / 1e9, speed.seconds_per_pass)
+        let pass = seconds(speed.seconds_per_pass);
+        format!("{:.2} GB/s ({how}), {pass} a pass", speed.bytes_per_second / 1e9)
     };
     let _ = writeln!(t, "disk: {}\ncompute: {}", speed(&report.disk), speed(&report.compute));
     let _ = writeln!(t, "attention: {} at {} positions", speed(&report.attention), report.positions);

@@ -1,11 +1,12 @@
 //! `narrows run`
 
 use std::cell::RefCell;
-use std::io::{IsTerminal, Read};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use narrows::{
     ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model, Prompt, Request,
@@ -13,11 +14,14 @@ use narrows::{
 };
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, chat, start, write_trace};
+use super::{SCHEMA_VERSION, builder, chat, given, start, write_trace};
+use crate::amounts::{count, per_token, seconds};
 use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
-use crate::interrupt::Interrupt;
+use crate::input::{read_stdin, text_of};
+use crate::interrupt::{self, Interrupt};
 use crate::memory;
+use crate::models::locate;
 use crate::output::{StatusLine, say, write, write_json};
 use crate::tensors::read_ids;
 
@@ -32,7 +36,51 @@ struct Report {
     text: Option<String>,
     finish: Vec<&'static str>,
     sampling: SamplingReport,
+    settings: SettingsReport,
+    /// Fallbacks, and what was asked for and is not done.
+    notes: Vec<String>,
     stats: StatsReport,
+}
+
+/// Settings as they took effect, whatever they come from.
+#[derive(Serialize)]
+struct SettingsReport {
+    /// `cpu` or `cuda:N`.
+    device: String,
+    ram_bytes: Option<u64>,
+    vram_bytes: Option<u64>,
+    /// How weights are read; absent where none are.
+    io: Option<String>,
+    kv_dtype: String,
+    /// Positions of the longest sequence at most.
+    ctx: usize,
+    /// Rows of a step at most.
+    chunk: usize,
+    threads: usize,
+    /// Absent where matrices are not cut.
+    tile_bytes: Option<u64>,
+    /// Through which weights stream; 0 where none do.
+    slots: usize,
+    max_new_tokens: usize,
+}
+
+impl SettingsReport {
+    fn of(engine: &Engine, requests: &[Request]) -> Self {
+        let plan = engine.plan();
+        Self {
+            device: engine.device().map_or("cpu".to_owned(), |device| format!("cuda:{}", device.ordinal())),
+            ram_bytes: given(plan.budget),
+            vram_bytes: plan.device.as_ref().map(|device| device.budget.get()),
+            io: engine.reading().map(str::to_owned),
+            kv_dtype: engine.kv_encoding().name().to_owned(),
+            ctx: engine.max_positions(),
+            chunk: engine.chunk(),
+            threads: engine.threads(),
+            tile_bytes: given(plan.tile),
+            slots: plan.stream.slots,
+            max_new_tokens: requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -44,7 +92,8 @@ struct SamplingReport {
     repetition_penalty: f32,
     presence_penalty: f32,
     frequency_penalty: f32,
-    seed: u64,
+    /// Absent where nothing is drawn.
+    seed: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -134,12 +183,13 @@ impl LinkReport {
 }
 
 pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
-    let prompts = match (&args.ids, &args.prompt) {
+    let prompts = match (&args.ids, args.prompt.as_ref().or(args.words.as_ref())) {
         (Some(path), _) => Input::Ids(read_ids(path)?),
-        (None, Some(prompt)) if prompt != "-" => Input::Text(prompt.clone()),
+        (None, Some(prompt)) => Input::Text(text_of(prompt)?),
         (None, None) if std::io::stdin().is_terminal() => Input::Chat,
-        (None, _) => Input::Text(read_stdin()?),
+        (None, None) => Input::Text(read_stdin()?),
     };
+    let system = args.system.as_deref().map(text_of).transpose()?;
     if matches!(prompts, Input::Chat) && output.json {
         return Err(Failure::Usage("--json needs a prompt: -p TEXT or --ids FILE".to_owned()));
     }
@@ -151,28 +201,37 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     if matches!(&prompts, Input::Text(text) if text.is_empty()) {
         return Err(Failure::Usage("the prompt is empty".to_owned()));
     }
-    let model = Model::open(&args.compute.model)?;
+    let model = Model::open(locate(&args.compute.model)?)?;
     let defaults = GenerationDefaults::read(model.dir())?;
     let sampling = sampling(&args.sampling, &defaults);
     sampling.check()?;
+    let notes = notes(output, &defaults);
+    let as_text = !matches!(prompts, Input::Ids(_));
+    let mut stop = args.stop.clone();
+    // Token ids need no tokenizer, so what the model's authors stop at counts where there is one.
+    if as_text || model.dir().join("tokenizer.json").exists() {
+        stop.extend(defaults.stop_strings.iter().cloned());
+    }
+    let needs_text = as_text || !stop.is_empty();
     let request = |prompt, default_new: usize| {
         Request::new(prompt)
             .sampling(sampling.clone())
             .max_new_tokens(args.max_new_tokens.unwrap_or(default_new))
-            .stop(args.stop.clone())
+            .stop(stop.clone())
             .ignore_eos(args.ignore_eos)
     };
     let default_new = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
-    let needs_text = !matches!(prompts, Input::Ids(_)) || !args.stop.is_empty();
     let text = needs_text.then(|| Text::read(model.dir()).map(Arc::new)).transpose()?;
     let template = text.as_ref().and_then(|text| text.chat_template());
-    let requests: Vec<_> = match prompts {
+    let mut requests: Vec<_> = match prompts {
         Input::Chat => {
             if template.is_none() {
                 let hint = "the model has no chat template; give it a text to continue with -p";
                 return Err(Failure::Usage(hint.to_owned()));
             }
-            return chat::chat(output, args, model, text, |prompt| request(prompt, chat::MAX_NEW_TOKENS));
+            return chat::chat(output, args, system.as_deref(), model, text, |prompt| {
+                request(prompt, chat::MAX_NEW_TOKENS)
+            });
         }
         Input::Ids(rows) => (0..)
             .zip(rows)
@@ -185,8 +244,8 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
             .collect(),
         Input::Text(text) => {
             let prompt = match template {
-                Some(_) if !args.raw => Prompt::Chat(messages(args.system.as_deref(), text), chat_options()),
-                None if args.system.is_some() => {
+                Some(_) if !args.raw => Prompt::Chat(messages(system.as_deref(), text), chat_options()),
+                None if system.is_some() => {
                     return Err(Failure::Usage("--system: the model has no chat template".to_owned()));
                 }
                 _ => Prompt::Text(text),
@@ -198,12 +257,28 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
         .iter()
         .map(|request| Ok(request.prompt.tokens(text.as_deref())?.len()))
         .collect::<Result<Vec<_>>>()?;
+    if let (Some(most), None, None) = (defaults.max_length, defaults.max_new_tokens, args.max_new_tokens) {
+        for (request, prompt) in requests.iter_mut().zip(&lengths) {
+            request.max_new_tokens = request.max_new_tokens.min(most.saturating_sub(*prompt));
+        }
+    }
     let builder = builder(&args.compute)?;
     let a = model.architecture();
-    let new = requests.first().map_or(0, |request| request.max_new_tokens);
+    let new = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
     let workload = Workload::generate(&lengths, new, builder.chunk_rows(a), args.compute.ctx.positions(a));
-    let mut engine = start(output, &args.compute, model, workload, text)?;
-    generate(output, args, &mut engine, &requests)
+    let tokens = requests.iter().map(|request| request.max_new_tokens).sum();
+    let mut engine = start(output, &args.compute, model, workload, text, tokens)?;
+    generate(output, args, &mut engine, &requests, notes)
+}
+
+/// What the model's authors ask for and does not happen; said, and part of the JSON.
+fn notes(output: &Output, defaults: &GenerationDefaults) -> Vec<String> {
+    let notes: Vec<_> = match &defaults.not_done[..] {
+        [] => Vec::new(),
+        keys => vec![format!("generation_config.json asks for {}: not done", keys.join(", "))],
+    };
+    notes.iter().for_each(|note| say(output, &format!("note: {note}")));
+    notes
 }
 
 /// What to continue, as the command line gives it.
@@ -213,14 +288,21 @@ enum Input {
     Chat,
 }
 
-fn generate(output: &Output, args: &Run, engine: &mut Engine, requests: &[Request]) -> Result<()> {
-    let interrupt = Interrupt::listen()?;
+fn generate(
+    output: &Output,
+    args: &Run,
+    engine: &mut Engine,
+    requests: &[Request],
+    mut notes: Vec<String>,
+) -> Result<()> {
+    let interrupt = Interrupt::listen();
     let to_stdout =
         !output.json && matches!(requests, [Request { prompt: Prompt::Text(_) | Prompt::Chat(..), .. }]);
     let stdout = RefCell::new(Ok(()));
     // On a terminal the text itself shows how far it is.
     let quiet = to_stdout && std::io::stdout().is_terminal();
     let status = StatusLine::new(&Output { quiet: quiet || output.quiet, ..output.clone() });
+    engine.cancel_on(Interrupt::flag());
     let tokens = watch(engine, &status, requests);
     let generated = engine.generate(requests, |event| {
         tokens.fetch_add(usize::from(event.token.is_some()), Ordering::Relaxed);
@@ -237,7 +319,8 @@ fn generate(output: &Output, args: &Run, engine: &mut Engine, requests: &[Reques
     let Generation { completions, stats } = generated?;
     stdout.into_inner()?;
     if output.json {
-        write_json(&report(engine, requests, &completions, &stats))?;
+        notes.extend_from_slice(engine.io_notes());
+        write_json(&report(engine, requests, &completions, &stats, notes))?;
     } else if to_stdout {
         write("\n")?;
     } else {
@@ -251,24 +334,52 @@ fn generate(output: &Output, args: &Run, engine: &mut Engine, requests: &[Reques
     interrupt.check()
 }
 
+/// How long the current pass still takes, for the answer to a signal.
+pub(super) struct PassClock {
+    layers: usize,
+    start: Instant,
+    /// Of a pass of one row, as planned.
+    planned: Duration,
+}
+
+impl PassClock {
+    pub(super) fn new(engine: &Engine) -> Self {
+        let planned = Duration::try_from_secs_f64(engine.plan().seconds_per_token()).unwrap_or_default();
+        Self { layers: engine.model().architecture().layers, start: Instant::now(), planned }
+    }
+
+    /// A pass comes to `layer`. Half as much again as the layers so far say is room for a head and for a disk whose
+    /// speed changes.
+    pub(super) fn at(&mut self, layer: usize) {
+        let left = if layer == 0 {
+            self.start = Instant::now();
+            self.planned
+        } else {
+            let layers = (self.layers - layer.min(self.layers) + 1) as f64;
+            self.start.elapsed().div_f64(layer as f64).mul_f64(layers)
+        };
+        interrupt::pass_ends_within(left.mul_f64(1.5));
+    }
+}
+
 /// Keeps the status line up to date, layer by layer; returns the count of tokens for it.
 fn watch(engine: &mut Engine, status: &StatusLine, requests: &[Request]) -> Arc<AtomicUsize> {
     let tokens = Arc::new(AtomicUsize::new(0));
     let (layers, monitor) = (engine.model().architecture().layers, engine.monitor());
     let wanted: usize = requests.iter().map(|request| request.max_new_tokens).sum();
     let (counted, mut status, start) = (Arc::clone(&tokens), status.clone(), Instant::now());
+    let mut pass = PassClock::new(engine);
     engine.on_layer(move |layer| {
+        pass.at(layer);
         status.set(|| {
             let done = counted.load(Ordering::Relaxed);
             let disk = monitor.stats().disk.bytes_per_second() / 1e9;
             let mut line =
                 format!("layer {}/{layers} | {disk:.2} GB/s disk | tok {done}/{wanted}", layer + 1);
             if done > 0 {
-                let seconds = start.elapsed().as_secs_f64() / done as f64;
-                line += &format!(
-                    " | {seconds:.2} s/tok | eta {:.0} s",
-                    seconds * (wanted.saturating_sub(done)) as f64
-                );
+                let each = start.elapsed().as_secs_f64() / done as f64;
+                let left = each * (wanted.saturating_sub(done)) as f64;
+                line += &format!(" | {} | eta {}", per_token(each), seconds(left));
             }
             line
         });
@@ -276,7 +387,13 @@ fn watch(engine: &mut Engine, status: &StatusLine, requests: &[Request]) -> Arc<
     tokens
 }
 
-fn report(engine: &Engine, requests: &[Request], completions: &[Completion], stats: &Stats) -> Report {
+fn report(
+    engine: &Engine,
+    requests: &[Request],
+    completions: &[Completion],
+    stats: &Stats,
+    notes: Vec<String>,
+) -> Report {
     let streamed = engine.stream_stats();
     let pinned = engine.monitor().pinned();
     let s = requests.first().map_or(Sampling::GREEDY, |request| request.sampling.clone());
@@ -296,8 +413,10 @@ fn report(engine: &Engine, requests: &[Request], completions: &[Completion], sta
             repetition_penalty: s.repetition_penalty,
             presence_penalty: s.presence_penalty,
             frequency_penalty: s.frequency_penalty,
-            seed: s.seed,
+            seed: (s.temperature > 0.0).then_some(s.seed),
         },
+        settings: SettingsReport::of(engine, requests),
+        notes,
         stats: StatsReport {
             prompt_tokens: stats.prompt_tokens,
             new_tokens: stats.new_tokens,
@@ -332,14 +451,18 @@ pub(super) fn closing_line(
     completions: &[Completion],
     requests: &[Request],
 ) -> String {
-    let mut line = format!("{} tokens", stats.new_tokens);
-    if let Some(seconds) = seconds_per_token(stats) {
-        line += &format!(", {seconds:.3} s/token ({:.1} tok/s)", 1.0 / seconds);
+    let mut line = count(stats.new_tokens, "token");
+    if let Some(time) = seconds_per_token(stats) {
+        let predicted = seconds(engine.plan().seconds_per_token());
+        line += &format!(", {} ({:.1} tok/s; predicted {predicted})", per_token(time), 1.0 / time);
     }
-    line += &format!(", first after {:.2} s", stats.first_token.as_secs_f64());
+    line += &format!(", first after {}", seconds(stats.first_token.as_secs_f64()));
     line += &format!(", {} read", stats.bytes_read);
+    let of =
+        given(engine.plan().budget).map_or(String::new(), |budget| format!(" of {}", narrows::Bytes(budget)));
+    line += &format!(", memory {}{of}", engine.peak_host_bytes());
     if let Some(peak) = memory::peak_resident() {
-        line += &format!(", peak memory {peak}");
+        line += &format!(" (process {peak})");
     }
     if let Some(peak) = engine.peak_device_bytes() {
         line += &format!(", peak device memory {peak}");
@@ -369,25 +492,10 @@ pub(super) fn closing_line(
     line
 }
 
-fn read_stdin() -> Result<String> {
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|source| Failure::File { path: "stdin".into(), source })?;
-    // The newline that ends a line of shell input is not part of the prompt.
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    Ok(text)
-}
-
 /// A flag wins over generation_config.json, which wins over greedy.
 fn sampling(args: &SamplingArgs, defaults: &GenerationDefaults) -> Sampling {
-    let seed = args.seed.unwrap_or_else(|| {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| u64::from(d.subsec_nanos()) ^ d.as_secs() << 30)
-    });
+    // 32 bits: a number that every reader of JSON keeps.
+    let seed = args.seed.unwrap_or_else(|| u64::from(RandomState::new().build_hasher().finish() as u32));
     let mut sampling = defaults.sampling(seed);
     let drawn =
         args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
@@ -404,7 +512,7 @@ fn sampling(args: &SamplingArgs, defaults: &GenerationDefaults) -> Sampling {
     set(&mut sampling.repetition_penalty, args.repetition_penalty);
     set(&mut sampling.presence_penalty, args.presence_penalty);
     set(&mut sampling.frequency_penalty, args.frequency_penalty);
-    sampling.top_k = args.top_k.or(sampling.top_k);
+    sampling.top_k = args.top_k.or(sampling.top_k).filter(|k| *k > 0);
     sampling
 }
 

@@ -89,7 +89,7 @@ fn remembered(dir: &Path) -> Option<Figure> {
 
 /// Reads a file of weights, or one that is made in a directory and gone afterwards.
 fn measured(path: &Path) -> Result<Speed> {
-    let interrupt = Interrupt::listen()?;
+    let interrupt = Interrupt::listen();
     let mut go_on = || if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let read = glance(path, READ, READ_TIME, &mut go_on);
     interrupt.check()?;

@@ -136,7 +136,7 @@ fn token_ids() {
 
 #[test]
 fn texts() {
-    run(args!["run", checkpoint("llama"), "-p", "hello"]).refused(3, "tokenizer.json");
+    run(args!["run", checkpoint("llama"), "-p", "hello"]).refused(4, "tokenizer.json");
     run(args!["run", demo(), "-p", ""]).refused(2, "empty");
     run(args!["run", demo(), "-p", "-"]).refused(2, "empty");
     run(args!["run", demo(), "-p", "and ".repeat(600)]).refused(7, "512");
@@ -144,7 +144,7 @@ fn texts() {
     copy_dir(&demo(), dir.path());
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     run(args!["run", dir.path(), "-p", "x"]).refused(4, "tokenizer.json");
-    run(args!["eval", demo(), "-f", "no-such-text"]).refused(9, "no-such-text");
+    run(args!["eval", demo(), "-f", "no-such-text"]).refused(2, "no-such-text");
     let text = demo().join("heldout.txt");
     run(args!["eval", demo(), "-f", &text, "--window", "64", "--stride", "64"]).refused(2, "stride");
     run(args!["eval", demo(), "-f", &text, "--window", "1000", "--stride", "64"]).refused(7, "1000");

@@ -7,7 +7,7 @@ use crate::harness::{Ran, args, demo, narrows, run};
 #[test]
 fn no_driver() {
     let ran = run(args!["run", demo(), "-p", "a", "-n", "1", "--greedy"]).ok();
-    assert!(ran.err.starts_with("device: cpu ("), "{}", ran.err);
+    assert!(ran.err.starts_with("device: cpu, "), "{}", ran.err);
     let ran = run(args!["run", demo(), "-p", "a", "--vram", "1G"]);
     ran.refused(6, "--vram");
     let ran = run(args!["doctor"]).ok();

@@ -54,12 +54,18 @@ impl Ran {
         serde_json::from_str(&self.out).unwrap()
     }
 
+    /// Whether stdout is empty, or has the error as JSON.
+    pub(crate) fn no_result(&self) -> bool {
+        let code = || serde_json::from_str::<Value>(&self.out).ok()?["error"]["code"].as_i64();
+        self.out.is_empty() || code() == self.code.map(i64::from)
+    }
+
     /// Panics unless it was refused as documented: `code`, one error line that holds `word`, no result.
     #[track_caller]
     pub(crate) fn refused(&self, code: i32, word: &str) {
         let errors: Vec<_> = self.err.lines().filter(|line| line.starts_with("error:")).collect();
         assert_eq!(self.code, Some(code), "{}", self.err);
-        assert!(errors.len() == 1 && !self.err.contains("panicked") && self.out.is_empty(), "{}", self.err);
+        assert!(errors.len() == 1 && !self.err.contains("panicked") && self.no_result(), "{}", self.err);
         assert!(errors[0].contains(word), "{word:?} is not in {:?}", errors[0]);
     }
 }

@@ -172,7 +172,7 @@ impl Ran {
     fn refused_somehow_with(&self, word: &str) {
         assert!(matches!(self.code, Some(2 | 4)), "{:?} {}", self.code, self.err);
         assert!(
-            self.out.is_empty() && self.err.starts_with("error:") && self.err.contains(word),
+            self.no_result() && self.err.starts_with("error:") && self.err.contains(word),
             "{}",
             self.err
         );

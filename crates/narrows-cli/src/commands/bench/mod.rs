@@ -47,7 +47,7 @@ impl<'a> Session<'a> {
             output,
             date: chrono::Utc::now(),
             machine: Machine::here(),
-            interrupt: Interrupt::listen()?,
+            interrupt: Interrupt::listen(),
             status: StatusLine::new(output),
         })
     }

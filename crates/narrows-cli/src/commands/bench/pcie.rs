@@ -50,7 +50,10 @@ fn open(which: Option<crate::args::Device>) -> Result<Device> {
         None | Some(Which::Auto) => {
             let device = open(0)?;
             match device.is_software() {
-                true => Err(Failure::Device(format!("{} is not chosen unasked", device.name()))),
+                true => Err(Failure::Device(format!(
+                    "{}: the software driver is used only when it is named",
+                    device.name()
+                ))),
                 false => Ok(device),
             }
         }

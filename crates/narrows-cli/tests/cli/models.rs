@@ -1,0 +1,209 @@
+//! What MODEL and PROMPT may be, and what else is answered with.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::harness::{Ran, args, checkpoint, copy_dir, demo, narrows, run, save_ids};
+
+fn first_token(ran: Ran) -> serde_json::Value {
+    ran.ok().json()["tokens"][0][0].clone()
+}
+
+fn ask(model: &Path, flags: &[&str]) -> Ran {
+    let all = args!["run", model, "-n", "1", "--greedy", "--raw", "--json", "--speeds", "assumed"];
+    run(all.into_iter().chain(flags.iter().map(Into::into)))
+}
+
+#[test]
+fn a_file_stands_for_its_directory() {
+    let token = first_token(ask(&demo(), &["-p", "In the"]));
+    assert_eq!(first_token(ask(&demo().join("model.safetensors"), &["-p", "In the"])), token);
+    assert_eq!(first_token(ask(&demo().join("config.json"), &["-p", "In the"])), token);
+}
+
+#[test]
+fn names_are_looked_up_in_the_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let repository = home.path().join("hub/models--some--demo");
+    copy_dir(&demo(), &repository.join("snapshots/abc"));
+    let asked = |name: &str| {
+        let mut command = narrows();
+        command.env_remove("HF_HUB_CACHE").env_remove("HUGGINGFACE_HUB_CACHE").env("HF_HOME", home.path());
+        command
+            .args(["run", name, "In the", "-n", "1", "--greedy", "--raw", "--json", "--speeds", "assumed"]);
+        Ran::of(&command.output().unwrap())
+    };
+    let token = first_token(ask(&demo(), &["-p", "In the"]));
+    // The only snapshot, and the one that `main` names.
+    assert_eq!(first_token(asked("some/demo")), token);
+    fs::create_dir_all(repository.join("snapshots/other")).unwrap();
+    asked("some/demo").refused(3, "some/demo");
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), "abc\n").unwrap();
+    assert_eq!(first_token(asked("some/demo")), token);
+    assert_eq!(first_token(asked("https://huggingface.co/some/demo/tree/main")), token);
+    // A reference that leads out of the repository is none.
+    fs::write(repository.join("refs/main"), "../../../..").unwrap();
+    asked("some/demo").refused(3, "some/demo");
+    let ran = asked("some/thing");
+    ran.refused(3, "some/thing");
+    assert!(ran.err.contains("hf download some/thing"), "{}", ran.err);
+    assert_eq!(ran.json()["error"]["kind"], "not_found");
+    // A directory of that name goes before the cache.
+    asked(demo().to_str().unwrap()).ok();
+}
+
+#[test]
+fn other_things_than_models_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |name: &str, files: &[(&str, &str)]| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        for (file, text) in files {
+            fs::write(path.join(file), text).unwrap();
+        }
+        path
+    };
+    let gguf = with("gguf", &[("x-Q4_K_M.gguf", "GGUF")]);
+    ask(&gguf, &["-p", "a"]).refused(4, "GGUF");
+    ask(&gguf.join("x-Q4_K_M.gguf"), &["-p", "a"]).refused(4, "GGUF");
+    for pickled in ["pytorch_model.bin", "consolidated.00.pth"] {
+        let path = with(pickled, &[(pickled, "PK"), ("config.json", "{}")]);
+        let ran = ask(&path, &["-p", "a"]);
+        ran.refused(4, "pickled");
+        assert!(ran.err.contains("hint: python3"), "{}", ran.err);
+        ask(&path.join(pickled), &["-p", "a"]).refused(4, "pickled");
+    }
+    let base = r#"{"base_model_name_or_path": "org/\u001b[31mbase"}"#;
+    let adapter = with("adapter", &[("adapter_config.json", base), ("adapter_model.safetensors", "")]);
+    let ran = ask(&adapter, &["-p", "a"]);
+    ran.refused(4, "LoRA adapter");
+    assert!(ran.err.contains("of org/") && !ran.err.contains('\u{1b}'), "{}", ran.err);
+    let stray = with("stray", &[("model.safetensors", ""), ("notes.txt", "")]);
+    ask(&stray.join("model.safetensors"), &["-p", "a"]).refused(4, "config.json");
+    ask(&stray.join("notes.txt"), &["-p", "a"]).refused(4, "a model is a directory");
+    // The name of a shape that `plan` knows.
+    let ran = run(["run", "llama-8b", "-p", "a"]);
+    ran.refused(3, "llama-8b");
+    assert!(ran.err.contains("narrows plan llama-8b"), "{}", ran.err);
+}
+
+#[test]
+fn a_tokenizer_that_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&checkpoint("llama"), dir.path());
+    fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+    let ran = ask(dir.path(), &["-p", "a"]);
+    ran.refused(4, "tokenizer.model");
+    assert!(ran.err.contains("hint: python3"), "{}", ran.err);
+}
+
+#[test]
+fn prompts_as_other_programs_take_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt");
+    fs::write(&file, "In the\r\n").unwrap();
+    let token = first_token(ask(&demo(), &["-p", "In the"]));
+    assert_eq!(first_token(ask(&demo(), &["In the"])), token);
+    assert_eq!(first_token(ask(&demo(), &["-p", &format!("@{}", file.display())])), token);
+    ask(&demo(), &["-p", "@no-such-file"]).refused(2, "no-such-file");
+    assert_ne!(first_token(ask(&demo(), &["-p", "@@In the"])), token);
+    ask(&demo(), &["In the", "-p", "In the"]).refused(2, "cannot be used");
+    ask(&demo(), &["-p", "a", "--temperature", "-1"]).refused(2, "");
+}
+
+#[test]
+fn sizes_and_numbers() {
+    let sized = |size: &str| run(args!["plan", demo(), "--speeds", "assumed", "--ram", size]);
+    assert_eq!(sized("64m").ok().out, sized("64M").ok().out);
+    sized("4096").refused(2, "4096M");
+    sized("x").refused(2, "not a size");
+    run(args!["run", demo(), "-p", "a", "--threads", "100000"]).refused(2, "1024");
+    for (flag, value) in [("--temperature", "-1"), ("--min-p", "-1"), ("--repetition-penalty", "-2")] {
+        run(args!["run", demo(), "-p", "a", flag, value]).refused(2, "must be");
+    }
+    let tuned =
+        run(args!["plan", demo(), "--ram", "8M", "--slots", "30", "--tile", "1M", "--speeds", "assumed"]);
+    tuned.refused(5, "RAM");
+    assert!(tuned.err.contains("--slots and --tile"), "{}", tuned.err);
+}
+
+#[test]
+fn commands_that_other_programs_have() {
+    for (name, instead) in [
+        ("pull", "hf download"),
+        ("chat", "narrows run"),
+        ("list", "directory"),
+        ("serve", "--json"),
+        ("version", "--version"),
+    ] {
+        let ran = run([name]);
+        ran.refused(2, name);
+        assert!(ran.err.contains(instead), "{name}: {}", ran.err);
+    }
+    let version = run(["--version"]).ok().out;
+    assert!(version.starts_with("narrows 0.") && version.contains("kernels:"), "{version}");
+    assert!(version.contains("portable"), "{version}");
+}
+
+#[test]
+fn errors_are_documents_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids");
+    save_ids(&ids, &[&[5; 40]]);
+    let small = ask(&demo(), &["-p", "a", "--ram", "1M"]);
+    small.refused(5, "RAM");
+    let error = &small.json()["error"];
+    assert_eq!((&error["code"], &error["kind"]), (&json!(5), &json!("does_not_fit")));
+    assert!(error["minimum_bytes"].as_u64().unwrap() > 1 << 20 && error["hint"].is_string(), "{error}");
+    for (ran, kind) in [
+        (run(args!["run", "nowhere", "-p", "x", "--json"]), "not_found"),
+        (run(args!["inspect", dir.path(), "--json"]), "not_found"),
+        (run(args!["run", checkpoint("llama"), "--ids", &ids, "--ctx", "9", "--json"]), "prompt_too_long"),
+        (run(args!["run", demo(), "--json", "--no-such-flag"]), "usage"),
+        (run(args!["eval", demo(), "-f", "nowhere", "--json"]), "usage"),
+    ] {
+        let error = ran.json()["error"].clone();
+        assert_eq!((error["kind"].as_str(), error["code"].as_i64()), (Some(kind), ran.code.map(i64::from)));
+    }
+}
+
+#[test]
+fn what_took_effect_is_in_the_document() {
+    let json = ask(&demo(), &["-p", "a", "--ram", "32M", "--slots", "3", "--chunk", "7"]).ok().json();
+    let settings = &json["settings"];
+    assert_eq!(settings["ram_bytes"], 32 << 20);
+    assert!(
+        (1..=7).contains(&settings["chunk"].as_u64().unwrap()) && settings["device"] == "cpu",
+        "{settings}"
+    );
+    assert_eq!(settings["kv_dtype"], "f32");
+    assert!(json["sampling"]["seed"].is_null(), "nothing was drawn");
+    let drawn = run(args!["run", demo(), "-p", "a", "-n", "1", "--temperature", "1", "--json"]).ok().json();
+    assert!(drawn["sampling"]["seed"].as_u64().unwrap() < 1 << 32);
+    let plan = run(args!["plan", demo(), "--json", "--speeds", "assumed"]).ok();
+    assert!(plan.json()["tile_bytes"].is_null() && !plan.out.contains("18446744073709551615"));
+}
+
+#[test]
+fn generation_config_is_done_or_named() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&demo(), dir.path());
+    let file = dir.path().join("generation_config.json");
+    fs::write(&file, r#"{"suppress_tokens": [5], "no_repeat_ngram_size": 2}"#).unwrap();
+    let ran = ask(dir.path(), &["-p", "In"]).ok();
+    assert!(ran.err.contains("suppress_tokens, no_repeat_ngram_size: not done"), "{}", ran.err);
+    assert!(ran.json()["notes"][0].as_str().unwrap().contains("suppress_tokens"));
+    fs::write(&file, r#"{"stop_strings": ["e"], "max_length": 9}"#).unwrap();
+    let text =
+        run(args!["run", dir.path(), "-p", "And the king said unto", "--greedy", "--json"]).ok().json();
+    assert!(!text["text"].as_str().unwrap().contains('e'), "{text}");
+    fs::write(&file, r#"{"max_length": 9}"#).unwrap();
+    let text =
+        run(args!["run", dir.path(), "-p", "And the king said unto", "--greedy", "--json"]).ok().json();
+    let total =
+        text["stats"]["prompt_tokens"].as_u64().unwrap() + text["stats"]["new_tokens"].as_u64().unwrap();
+    assert_eq!(total, 9);
+}
