@@ -130,7 +130,6 @@ impl Failure {
                 E::OutOfMemory { .. } | E::DoesNotFit { .. } | E::VramBeyondDevice { .. } => 5,
                 E::Stream(_) | E::Staging(_) => 9,
                 E::PromptTooLong { .. } => 7,
-                E::Read { .. } => 9,
                 E::Request(_) => 2,
                 _ => 1,
             },

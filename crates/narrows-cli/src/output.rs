@@ -208,6 +208,14 @@ fn bar(what: &'static str, unit: Unit, total: u64) -> ProgressBar {
     bar
 }
 
+/// Serialises a path, with replacement characters where it is no Unicode.
+pub(crate) fn lossy<S: serde::Serializer>(
+    path: &impl AsRef<std::path::Path>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&path.as_ref().to_string_lossy())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use narrows::Bytes;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::NamedTempFile;
@@ -11,17 +12,20 @@ use tempfile::NamedTempFile;
 use crate::failure::{Failure, Result};
 
 /// Far more than any prompt: 2^25 ids.
-const MAX_IDS_BYTES: u64 = 256 << 20;
+const MAX_IDS: Bytes = Bytes::mib(256);
 
 /// Reads `input_ids`, i64 or i32 `[batch, positions]`.
 pub(crate) fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>> {
+    use narrows_shard::Error;
+
     let file = |source| Failure::File { path: path.to_owned(), source };
     let input = |what: String| Failure::Input { path: path.to_owned(), what };
-    let len = std::fs::metadata(path).map_err(file)?.len();
-    if len > MAX_IDS_BYTES {
-        return Err(input(format!("{len} bytes are too many for token ids")));
-    }
-    let bytes = std::fs::read(path).map_err(file)?;
+    let bytes = match narrows_shard::read_small_file(path, MAX_IDS) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Err(file(std::io::ErrorKind::NotFound.into())),
+        Err(Error::Invalid { problem, .. } | Error::NotFound { problem, .. }) => return Err(input(problem)),
+        Err(error) => return Err(error.into()),
+    };
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|e| input(format!("not a safetensors file: {e}")))?;
     let ids = tensors.tensor("input_ids").map_err(|_| input("no tensor input_ids".to_owned()))?;

@@ -1,10 +1,10 @@
 //! Finding the weight files of a Hugging Face checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Component, Path};
 
+use crate::small::read_small_file;
 use crate::unique::Unique;
 use crate::{Bytes, Error};
 
@@ -13,26 +13,26 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Far above any checkpoint; a bound on open files.
 const MAX_FILES: usize = 10_000;
-const MAX_INDEX: u64 = 100_000_000;
+const MAX_INDEX: Bytes = Bytes(100_000_000);
 
 /// The weight files of a checkpoint directory.
 pub(crate) struct Checkpoint {
     /// Names, in order; each a plain name.
     pub(crate) files: Vec<String>,
-    /// Which file holds which tensor, if there is an index.
-    pub(crate) index: Option<BTreeMap<String, String>>,
+    /// The file that says so.
+    pub(crate) named_by: &'static str,
 }
 
 /// Finds `model.safetensors`, or the files that `model.safetensors.index.json` names.
 pub(crate) fn find(dir: &Path) -> Result<Checkpoint, Error> {
     if dir.join(SINGLE).symlink_metadata().is_ok() {
-        return Ok(Checkpoint { files: vec![SINGLE.into()], index: None });
+        return Ok(Checkpoint { files: vec![SINGLE.into()], named_by: SINGLE });
     }
     let path = dir.join(INDEX);
     match read_index(&path)? {
         Some(index) => {
-            let files: BTreeSet<&String> = index.values().collect();
-            Ok(Checkpoint { files: files.into_iter().cloned().collect(), index: Some(index) })
+            let files: BTreeSet<String> = index.into_values().collect();
+            Ok(Checkpoint { files: files.into_iter().collect(), named_by: INDEX })
         }
         None => Err(no_weights(dir)),
     }
@@ -40,10 +40,7 @@ pub(crate) fn find(dir: &Path) -> Result<Checkpoint, Error> {
 
 /// The index at `path`; `None` if there is none.
 fn read_index(path: &Path) -> Result<Option<BTreeMap<String, String>>, Error> {
-    if path.symlink_metadata().is_err() {
-        return Ok(None);
-    }
-    read_small_file(path, MAX_INDEX).and_then(|bytes| parse_index(path, &bytes)).map(Some)
+    read_small_file(path, MAX_INDEX)?.map(|bytes| parse_index(path, &bytes)).transpose()
 }
 
 /// Reads a `model.safetensors.index.json`: which file holds which tensor.
@@ -86,31 +83,6 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
     matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)
         && !name.contains(['/', '\\', ':'])
         && !name.contains(char::is_control)
-}
-
-/// Reads a whole file that should be small, and is refused if it is not.
-pub(crate) fn read_small_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let len = require_file(path)?;
-    if len > limit {
-        return Err(Error::invalid(path, format!("{} is too big for such a file", Bytes(len))));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(Error::io(path, "read it"))?;
-    Ok(bytes)
-}
-
-/// The length of the regular file at `path`.
-pub(crate) fn require_file(path: &Path) -> Result<u64, Error> {
-    // Asked before opening: opening a named pipe would wait for its writer.
-    let found = fs::metadata(path).map_err(Error::io(path, "open it"))?;
-    if found.is_file() {
-        Ok(found.len())
-    } else {
-        let kind = if found.is_dir() { "a directory" } else { "something special" };
-        Err(Error::invalid(path, format!("is {kind}, not a file")))
-    }
 }
 
 /// Says what is there instead of the weights.

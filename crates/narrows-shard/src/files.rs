@@ -1,14 +1,15 @@
 //! The weight files of a model, and every tensor in them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, require_file};
+use crate::checkpoint;
 use crate::header::{self, FILLER_PREFIX, Header};
 use crate::pack::Journal;
 use crate::positional::PositionalFile;
+use crate::small::{changed, open_file, require_file};
+use crate::verify::verify_file;
 use crate::{Bytes, Dtype, Encoding, Error, Manifest};
 
 /// The safetensors files of a checkpoint or pack, and every tensor in them.
@@ -68,13 +69,13 @@ impl Tensor {
 impl WeightFiles {
     /// Opens the pack or checkpoint in `dir`.
     ///
-    /// A pack is a directory with `narrows.json`; a checkpoint has `model.safetensors` or else
+    /// A pack is a directory with `narrows.json`, whose sidecars are compared with their checksums; a checkpoint has `model.safetensors` or else
     /// `model.safetensors.index.json` and the files that it names.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`] if there are no weights, [`Error::Invalid`] if any header, length or index is not
-    /// as it should be, [`Error::Io`] if something cannot be read.
+    /// as it should be, [`Error::Checksum`] if a sidecar of a pack has changed, [`Error::Io`] if something cannot be read.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         match Manifest::read(dir)? {
             Some(manifest) => Self::open_pack(dir, manifest),
@@ -93,7 +94,16 @@ impl WeightFiles {
                 return Err(Error::invalid(&path, problem));
             }
             let header = read_header(&path, len)?;
-            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
+            if let Some((name, other)) =
+                header.tensors.keys().find_map(|name| Some((name, weights.get(name)?)))
+            {
+                let other = weights.files[other.file].path.display();
+                return Err(Error::invalid(&path, format!("holds the tensor {name:?}, as does {other}")));
+            }
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header);
+        }
+        for sidecar in &manifest.sidecars {
+            verify_file(dir, sidecar, &mut |_| {})?;
         }
         weights.manifest = Some(manifest);
         Ok(weights)
@@ -104,12 +114,9 @@ impl WeightFiles {
         let mut weights = Self::empty(dir);
         for name in &found.files {
             let path = dir.join(name);
-            let len = existing_file(&path, "model.safetensors.index.json")?;
+            let len = existing_file(&path, found.named_by)?;
             let header = read_header(&path, len)?;
-            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header)?;
-        }
-        if let Some(index) = &found.index {
-            weights.check_index(index)?;
+            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header);
         }
         Ok(weights)
     }
@@ -123,7 +130,7 @@ impl WeightFiles {
             let path = dir.join(&stamp.name);
             let header = header::parse_json(&path, json, stamp.size.get())?;
             let consumed = journal.is_consumed(&stamp.name);
-            weights.add(WeightFile { path, len: stamp.size, consumed }, header)?;
+            weights.add(WeightFile { path, len: stamp.size, consumed }, header);
         }
         Ok(weights)
     }
@@ -132,32 +139,51 @@ impl WeightFiles {
         Self { dir: dir.to_owned(), manifest: None, files: Vec::new(), tensors: BTreeMap::new() }
     }
 
-    fn add(&mut self, weight_file: WeightFile, header: Header) -> Result<(), Error> {
+    /// Adds a file. Of tensors with one name in several files the last counts, as in transformers, whatever an index says.
+    fn add(&mut self, weight_file: WeightFile, header: Header) {
         let file = self.files.len();
-        for (name, tensor) in header.tensors {
-            if name.starts_with(FILLER_PREFIX) {
-                continue;
-            }
-            if let Some(other) = self.tensors.get(&name) {
-                let other = self.files[other.file].path.display();
-                let path = &weight_file.path;
-                return Err(Error::invalid(path, format!("holds the tensor {name:?}, as does {other}")));
-            }
-            self.tensors.insert(name, Tensor { file, ..tensor });
-        }
+        let tensors = header.tensors.into_iter().filter(|(name, _)| !name.starts_with(FILLER_PREFIX));
+        self.tensors.extend(tensors.map(|(name, tensor)| (name, Tensor { file, ..tensor })));
         self.files.push(weight_file);
-        Ok(())
     }
 
-    fn check_index(&self, index: &BTreeMap<String, String>) -> Result<(), Error> {
-        for (name, file) in index {
-            let path = self.dir.join(file);
-            if self.get(name).is_none_or(|tensor| self.files[tensor.file].path != path) {
-                let problem = format!("the index says that it holds {name:?}, but it does not");
-                return Err(Error::invalid(&path, problem));
-            }
+    /// Lists a tensor as others, `parts` with their shapes, which lie in its bytes one after the other.
+    ///
+    /// For checkpoints that call a tensor by another name than the caller does, or keep several in one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if there is no such tensor, if it is quantised or of a dtype that we do not compute with, if the
+    /// parts are not all of it, or if there is a tensor with the name of a part.
+    pub fn divide(&mut self, name: &str, parts: Vec<(String, Vec<usize>)>) -> Result<(), Error> {
+        let Some(whole) = self.tensors.remove(name) else {
+            return Err(Error::invalid(&self.dir, format!("there is no tensor {name:?}")));
+        };
+        let path = &self.files[whole.file].path;
+        let misfit = || Error::invalid(path, format!("the tensor {name:?} cannot be divided into its parts"));
+        if let Some((part, _)) = parts.iter().find(|(part, _)| self.tensors.contains_key(part)) {
+            return Err(Error::invalid(
+                path,
+                format!("holds {name:?}, which is {part:?}, and that is there too"),
+            ));
         }
-        Ok(())
+        if let [(to, shape)] = &parts[..]
+            && *shape == whole.shape
+        {
+            self.tensors.insert(to.clone(), whole);
+            return Ok(());
+        }
+        let plain = whole.encoding.filter(|encoding| encoding.block().is_none()).ok_or_else(misfit)?;
+        let mut start = whole.range.start;
+        for (part, shape) in parts {
+            let weights = shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim));
+            let bytes = weights.and_then(|weights| plain.row_bytes(weights)).ok_or_else(misfit)?;
+            let end =
+                start.checked_add(bytes as u64).filter(|end| *end <= whole.range.end).ok_or_else(misfit)?;
+            self.tensors.insert(part, Tensor { shape, range: start..end, ..whole.clone() });
+            start = end;
+        }
+        if start == whole.range.end { Ok(()) } else { Err(misfit()) }
     }
 
     /// The directory.
@@ -206,11 +232,10 @@ impl WeightFiles {
             if weight_file.consumed {
                 return Ok((path, None));
             }
-            let len = require_file(&path)?;
+            let (file, len) = open_file(&path)?;
             if Bytes(len) != weight_file.len {
-                return Err(Error::invalid(&path, "its length changed while in use"));
+                return Err(changed(&path));
             }
-            let file = File::open(&path).map_err(Error::io(&path, "open it"))?;
             Ok((path, Some(PositionalFile::new(file))))
         };
         let files = self.files.iter().map(open).collect::<Result<_, _>>()?;
@@ -271,7 +296,7 @@ impl Reader {
 
 /// The length of a file that must be there because `named_by` says so.
 fn existing_file(path: &Path, named_by: &str) -> Result<u64, Error> {
-    match std::fs::metadata(path) {
+    match path.symlink_metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Err(Error::not_found(path, format!("missing, though {named_by} names it"))
                 .with_hint("the download may be incomplete; download the model again"))

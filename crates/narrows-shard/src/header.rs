@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -13,6 +12,7 @@ use safetensors::tensor::Metadata;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::small::{changed, open_file, refuse_pointer};
 use crate::unique::Unique;
 use crate::{Bytes, Dtype, Encoding, Error, Tensor};
 
@@ -40,6 +40,9 @@ pub(crate) struct Encoded {
 
 /// Bytes in front of the JSON: its length, as a little-endian u64.
 pub(crate) const LENGTH_BYTES: usize = 8;
+
+/// Bytes by which a file that only stands for another is told.
+const START: usize = 64;
 
 /// The limit of the safetensors format.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
@@ -143,13 +146,19 @@ fn reinterpret(tensor: &mut Tensor, Encoded { encoding, cols }: Encoded) -> bool
 /// The JSON in the header of the file at `path`.
 pub(crate) fn read_json(path: &Path, file_len: u64) -> Result<String, Error> {
     let cannot_read = |e: io::Error| Error::io(path, "read the header")(e);
-    let mut file = File::open(path).map_err(Error::io(path, "open it"))?;
-    let mut length = Vec::new();
-    file.by_ref().take(LENGTH_BYTES as u64).read_to_end(&mut length).map_err(cannot_read)?;
+    let (mut file, len) = open_file(path)?;
+    if len != file_len {
+        return Err(changed(path));
+    }
+    let mut start = Vec::new();
+    file.by_ref().take(START as u64).read_to_end(&mut start).map_err(cannot_read)?;
+    refuse_pointer(path, &start)?;
     // Checked against the file before anything of that size is allocated.
-    let json_len = json_len(path, &length, file_len)?;
+    let json_len = json_len(path, &start, file_len)?;
     let mut json = vec![0; json_len];
-    file.read_exact(&mut json).map_err(cannot_read)?;
+    let here = json_len.min(start.len() - LENGTH_BYTES);
+    json[..here].copy_from_slice(&start[LENGTH_BYTES..][..here]);
+    file.read_exact(&mut json[here..]).map_err(cannot_read)?;
     String::from_utf8(json).map_err(|e| Error::invalid(path, format!("header is not UTF-8: {e}")))
 }
 
@@ -194,8 +203,9 @@ impl<'de> Deserialize<'de> for Guard {
                 let mut metadata = BTreeMap::new();
                 while let Some(name) = entries.next_key::<String>()? {
                     if name == METADATA {
-                        let Unique(text) = entries.next_value()?;
-                        metadata = text;
+                        // `null` is as good as none.
+                        let text: Option<Unique<String>> = entries.next_value()?;
+                        metadata = text.map(|Unique(text)| text).unwrap_or_default();
                     } else {
                         entries.next_value::<Entry>()?;
                     }

@@ -25,6 +25,8 @@ mod header;
 mod manifest;
 mod pack;
 mod positional;
+mod sidecar;
+mod small;
 mod unique;
 mod verify;
 
@@ -41,4 +43,6 @@ pub use pack::{
     Layout, PackOptions, PackReport, Progress, ShardLayout, Step, available_space, open_source, pack,
 };
 pub use safetensors::Dtype;
+pub use sidecar::read_sidecar;
+pub use small::read_small_file;
 pub use verify::{VerifyReport, verify};

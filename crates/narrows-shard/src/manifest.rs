@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{is_plain_name, read_small_file};
+use crate::checkpoint::is_plain_name;
+use crate::small::read_small_file;
 use crate::{Bytes, Checksum, Error};
 
 /// The name of the manifest; a directory that holds it is a pack.
@@ -16,7 +17,7 @@ pub(crate) const VERSION_VERBATIM: u32 = 1;
 /// The version of packs that hold quantised tensors.
 pub(crate) const VERSION_ENCODED: u32 = 2;
 
-const MAX_MANIFEST: u64 = 100_000_000;
+const MAX_MANIFEST: Bytes = Bytes(100_000_000);
 
 /// What a pack holds. Written last, so that where there is one the pack is complete.
 ///
@@ -78,10 +79,7 @@ impl Manifest {
     /// Reads `narrows.json` in `dir`; `None` if there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(MANIFEST);
-        if path.symlink_metadata().is_err() {
-            return Ok(None);
-        }
-        Self::parse(&path, &read_small_file(&path, MAX_MANIFEST)?).map(Some)
+        read_small_file(&path, MAX_MANIFEST)?.map(|bytes| Self::parse(&path, &bytes)).transpose()
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {

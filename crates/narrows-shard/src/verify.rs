@@ -1,13 +1,14 @@
 //! Reading a model from end to end, to know that it is whole.
 
-use std::fs::File;
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
 use std::path::Path;
 
-use crate::checkpoint::require_file;
 use crate::checksum::Checksummer;
-use crate::pack::Meter;
+use crate::pack::{Meter, is_reserved};
 use crate::positional::will_need;
+use crate::small::{open_file, require_file};
 use crate::{Bytes, Checksum, Error, Manifest, PackedFile, Progress, Step, WeightFiles};
 
 const CHUNK: usize = 4 << 20;
@@ -15,7 +16,7 @@ const CHUNK: usize = 4 << 20;
 const AHEAD: u64 = 32 << 20;
 
 /// What [`verify`] has found whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyReport {
     /// How many files were read.
     pub files: usize,
@@ -24,6 +25,9 @@ pub struct VerifyReport {
     /// Whether their contents were compared with checksums. A checkpoint has none: all that can be said is that
     /// its headers and lengths are right, and that every byte can be read.
     pub checksums: bool,
+    /// What lies in the directory of a pack and is in no list of its manifest, by name: no part of the pack, so nothing
+    /// vouches for it, and [`crate::read_sidecar`] does not read it. Hidden files are left out.
+    pub unlisted: Vec<String>,
 }
 
 /// Reads every byte of the pack or checkpoint in `dir`, and compares the checksums of a pack.
@@ -39,7 +43,12 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Veri
         for file in weights.files() {
             checksum_file(&file.path, &mut |len| meter.add(Step::Verifying, &file.name(), len))?;
         }
-        return Ok(VerifyReport { files: weights.files().len(), bytes: meter.total(), checksums: false });
+        return Ok(VerifyReport {
+            files: weights.files().len(),
+            bytes: meter.total(),
+            checksums: false,
+            unlisted: Vec::new(),
+        });
     };
     let mut meter = Meter::new(progress, manifest.packed_files().map(|file| file.size).sum());
     for file in manifest.packed_files() {
@@ -47,7 +56,23 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Veri
     }
     // The bytes are those that were packed; whether they make a pack is a question of its own.
     WeightFiles::open(dir)?;
-    Ok(VerifyReport { files: manifest.packed_files().count(), bytes: meter.total(), checksums: true })
+    let unlisted = unlisted(dir, &manifest)?;
+    let files = manifest.packed_files().count();
+    Ok(VerifyReport { files, bytes: meter.total(), checksums: true, unlisted })
+}
+
+/// What lies beside the files of a pack.
+fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>, Error> {
+    let entries = fs::read_dir(dir).map_err(Error::io(dir, "list it"))?;
+    let names = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<BTreeSet<_>>>()
+        .map_err(Error::io(dir, "list it"))?;
+    let listed = |name: &str| manifest.packed_files().any(|file| file.name == name);
+    Ok(names
+        .into_iter()
+        .filter(|name| !name.starts_with('.') && !is_reserved(name) && !listed(name))
+        .collect())
 }
 
 /// Compares a file on disk with what was recorded of it.
@@ -76,7 +101,7 @@ pub(crate) fn require_size(path: &Path, size: Bytes) -> Result<(), Error> {
 
 /// The checksum of a file; `read` hears of every piece.
 fn checksum_file(path: &Path, read: &mut dyn FnMut(u64)) -> Result<Checksum, Error> {
-    let mut file = File::open(path).map_err(Error::io(path, "open it"))?;
+    let (mut file, _) = open_file(path)?;
     let mut sum = Checksummer::new();
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;

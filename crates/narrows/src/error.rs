@@ -68,14 +68,6 @@ pub enum Error {
         /// The model.
         model: PathBuf,
     },
-    /// A file could not be read.
-    #[error("{path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// A file says something that cannot be true.
     #[error("{path}: {what}")]
     Invalid {

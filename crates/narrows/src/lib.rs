@@ -39,6 +39,7 @@ mod json;
 mod made;
 mod measure;
 mod model;
+mod names;
 mod perplexity;
 mod plan;
 mod quantisation;

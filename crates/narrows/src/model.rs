@@ -4,15 +4,16 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use narrows_shard::{Bytes, Encoding, Layout, Reader, ShardLayout, Tensor, WeightFiles};
+use narrows_shard::{Bytes, Dtype, Encoding, Layout, Reader, ShardLayout, Tensor, WeightFiles};
 
-use crate::architecture::{Architecture, Weight, WeightSpec};
+use crate::architecture::{Architecture, LayerWeight, Weight, WeightSpec};
 use crate::error::{Error, Result};
 use crate::made::{self, Made};
+use crate::names;
 use crate::quantisation::Quantisation;
 use crate::synth::Synth;
 
-/// Files beside the weights that belong to a model, copied into a pack.
+/// Files beside the weights that belong to a model, copied into a pack: all that this crate reads, and some for others.
 const SIDECARS: [&str; 14] = [
     "LICENSE",
     "LICENSE.txt",
@@ -87,6 +88,10 @@ impl Located {
 }
 
 impl Model {
+    /// Files beside the weights that belong to a model: a pack has those of them that its manifest lists, and no others
+    /// are read from its directory.
+    pub const SIDECARS: &'static [&'static str] = &SIDECARS;
+
     /// Opens a Hugging Face checkpoint directory or a pack and checks every tensor against the config.
     ///
     /// # Errors
@@ -113,15 +118,15 @@ impl Model {
         }
         // The config first: what is not supported is refused by name, whatever the weights are.
         let architecture = Architecture::read(dir)?;
-        let files = open(dir)?;
+        let mut files = open(dir)?;
+        names::adopt(&architecture, &mut files)?;
         let mut weights = Vec::new();
         for spec in architecture.weights() {
             weights.extend(locate(&architecture, &files, spec)?);
         }
         let known: HashSet<&str> = weights.iter().map(|located| located.name.as_str()).collect();
-        // Old Llama checkpoints carry the rotary frequencies, which are computed here.
         let unknown =
-            files.tensors().find(|(name, _)| !known.contains(name) && !name.ends_with("rotary_emb.inv_freq"));
+            files.tensors().find(|(name, tensor)| !known.contains(name) && !means_nothing(name, tensor));
         if let Some((name, tensor)) = unknown {
             return Err(Error::unsupported(
                 &files.files()[tensor.file].path,
@@ -328,6 +333,30 @@ impl Model {
             sidecars: SIDECARS.map(str::to_owned).to_vec(),
         }
     }
+}
+
+/// Whether a tensor that the architecture does not use can be left out without changing a result.
+fn means_nothing(name: &str, tensor: &Tensor) -> bool {
+    // Old checkpoints carry the rotary frequencies and their tables, which are computed here.
+    let table = ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
+    if table.iter().any(|suffix| name.ends_with(suffix)) {
+        return true;
+    }
+    // Buffers and counters: no weight of any family is in these, and a tensor of that name would be one.
+    let counts = matches!(
+        tensor.dtype,
+        Dtype::BOOL
+            | Dtype::U8
+            | Dtype::I8
+            | Dtype::U16
+            | Dtype::I16
+            | Dtype::U32
+            | Dtype::I32
+            | Dtype::U64
+            | Dtype::I64
+            | Dtype::F64
+    );
+    counts && tensor.encoding.is_none() && !LayerWeight::is_named(name)
 }
 
 /// Finds the tensor of a weight; `None` for a head that is the embedding table.

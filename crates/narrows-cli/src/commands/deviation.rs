@@ -18,7 +18,7 @@ use crate::output::{Progress, Unit};
 #[derive(Serialize)]
 pub(crate) struct Report {
     /// What was compared with; `null` where the model is its own source and nothing was written.
-    source: Option<PathBuf>,
+    source: Option<String>,
     /// Of all tensors in an encoding together.
     relative_error: BTreeMap<&'static str, f64>,
     /// Of all tensors together, also those that are as in the source; `null` where there is no source.
@@ -90,7 +90,7 @@ pub(crate) fn measure(output: &Output, model: &Model, named: Option<&Path>) -> R
     progress.clear();
     Ok(Report {
         total: source.is_some().then(|| total.relative_error()),
-        source,
+        source: source.map(|dir| dir.to_string_lossy().into_owned()),
         relative_error: sums.into_iter().map(|(name, sum)| (name, sum.relative_error())).collect(),
         tensors,
     })
@@ -133,7 +133,7 @@ pub(crate) fn table(report: &Report) -> String {
         let _ = writeln!(t, "{:<52} {encoding:<5} error {:>9}", "all in this encoding", percent(*error));
     }
     if let (Some(total), Some(source)) = (report.total, &report.source) {
-        let of = format!("all weights, beside {}", source.display());
+        let of = format!("all weights, beside {source}");
         let _ = writeln!(t, "{of:<58} error {:>9}", percent(total));
     }
     t

@@ -20,7 +20,7 @@ use crate::failure::Result;
 use crate::figures;
 use crate::interrupt::Interrupt;
 use crate::memory;
-use crate::output::{write, write_json};
+use crate::output::{lossy, write, write_json};
 
 /// What is read of a disk, and for how long: enough for it to come to its speed.
 const READ: Bytes = Bytes::mib(256);
@@ -55,6 +55,7 @@ struct Report {
 
 #[derive(Serialize)]
 struct DiskReport {
+    #[serde(serialize_with = "lossy")]
     path: PathBuf,
     disk: Option<Disk>,
     /// `io_uring`, `threads`, `buffered` or `mmap`.

@@ -9,11 +9,12 @@ use super::SCHEMA_VERSION;
 use crate::args::{Output, Pack, Quant, QuantPart};
 use crate::failure::{Failure, Result};
 use crate::memory;
-use crate::output::{Progress, Unit, say, write, write_json};
+use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(Serialize)]
 struct Report<'a> {
     schema_version: u32,
+    #[serde(serialize_with = "lossy")]
     output: &'a std::path::Path,
     shards: usize,
     bytes: u64,

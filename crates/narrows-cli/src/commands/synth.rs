@@ -14,7 +14,7 @@ use serde_json::json;
 use super::SCHEMA_VERSION;
 use crate::args::{Output, Synth};
 use crate::failure::{Failure, Result};
-use crate::output::{Progress, Unit, write, write_json};
+use crate::output::{Progress, Unit, lossy, write, write_json};
 
 /// Weights of a file; Hugging Face cuts large models into files of a few GB.
 const FILE_BYTES: u64 = 5_000_000_000;
@@ -22,7 +22,8 @@ const FILE_BYTES: u64 = 5_000_000_000;
 #[derive(Serialize)]
 struct Report<'a> {
     schema_version: u32,
-    output: &'a Path,
+    #[serde(serialize_with = "lossy")]
+    output: &'a std::path::Path,
     files: usize,
     bytes: u64,
 }

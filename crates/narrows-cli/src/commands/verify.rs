@@ -2,18 +2,23 @@
 
 use serde::Serialize;
 
+use narrows::Model;
+
 use super::SCHEMA_VERSION;
 use crate::args::{Output, Verify};
 use crate::failure::Result;
-use crate::output::{Progress, Unit, write, write_json};
+use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(Serialize)]
 struct Report<'a> {
     schema_version: u32,
+    #[serde(serialize_with = "lossy")]
     path: &'a std::path::Path,
     files: usize,
     bytes: u64,
     checksums: bool,
+    /// Files in the directory of a pack that are none of it.
+    unlisted: Vec<String>,
 }
 
 pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
@@ -27,6 +32,17 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
         display.clear();
     }
     let report = result?;
+    if let Some(name) = report.unlisted.iter().find(|name| Model::SIDECARS.contains(&name.as_str())) {
+        return Err(narrows_shard::Error::Invalid {
+            path: args.path.join(name),
+            problem: "not listed in narrows.json, so it is no part of the pack and is not read".into(),
+            hint: Some("delete it, or put it beside the checkpoint and pack that again"),
+        }
+        .into());
+    }
+    if !report.unlisted.is_empty() {
+        say(output, &format!("note: no part of the pack: {}", report.unlisted.join(", ")));
+    }
     if output.json {
         return write_json(&Report {
             schema_version: SCHEMA_VERSION,
@@ -34,6 +50,7 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
             files: report.files,
             bytes: report.bytes.get(),
             checksums: report.checksums,
+            unlisted: report.unlisted,
         });
     }
     let what = if report.checksums {

@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod bench_run;
 mod device;
+mod files;
 mod harness;
 mod inspect;
 mod interrupts;

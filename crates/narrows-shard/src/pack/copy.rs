@@ -1,13 +1,13 @@
 //! Streaming the bytes of a shard or sidecar through one buffer; what is to be quantised goes through another first.
 
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 
 use super::disk::Disk;
 use super::plan::{PlacedTensor, PlannedFile, Quantise, Shard, Sidecar};
 use super::quantise::{Failed, Quantiser};
-use crate::{Error, Reader, Tensor, WeightFiles};
+use crate::small::{changed, open_file};
+use crate::{Bytes, Error, Reader, Tensor, WeightFiles};
 
 /// How many bytes move at once. Few in tests, so that small tensors cross the borders between chunks.
 const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 4 << 20 };
@@ -127,7 +127,10 @@ impl<'a> Copier<'a> {
 
     fn sidecar(&mut self, sidecar: &Sidecar, emit: Emit<'_>) -> Result<(), Error> {
         let path = &sidecar.path;
-        let mut file = File::open(path).map_err(Error::io(path, "open it"))?;
+        let (mut file, len) = open_file(path)?;
+        if Bytes(len) != sidecar.size {
+            return Err(changed(path));
+        }
         loop {
             self.buffer.clear();
             file.by_ref()

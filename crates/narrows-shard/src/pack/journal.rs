@@ -10,14 +10,15 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
-use crate::checkpoint::{is_plain_name, read_small_file};
+use crate::checkpoint::is_plain_name;
+use crate::small::read_small_file;
 use crate::{Bytes, Checksum, Error, PackedFile, WeightFiles, header};
 
 pub(crate) const JOURNAL: &str = "narrows.journal";
 
 const VERSION: u32 = 1;
 /// Headers are the bulk of it: some 150 bytes a tensor.
-const MAX_JOURNAL: u64 = 1 << 30;
+const MAX_JOURNAL: Bytes = Bytes::mib(256);
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,15 +74,13 @@ impl Journal {
     /// Reads the journal in `out`; `None` if there is none.
     pub(crate) fn read(out: &Path) -> Result<Option<Self>, Error> {
         let path = out.join(JOURNAL);
-        if path.symlink_metadata().is_err() {
-            return Ok(None);
-        }
+        let Some(bytes) = read_small_file(&path, MAX_JOURNAL)? else { return Ok(None) };
         let invalid = |problem: String| {
             Error::invalid(&path, problem)
                 .with_hint("delete that directory and pack again, unless the source was being consumed")
         };
-        let journal: Self = serde_json::from_slice(&read_small_file(&path, MAX_JOURNAL)?)
-            .map_err(|e| invalid(format!("damaged journal: {e}")))?;
+        let journal: Self =
+            serde_json::from_slice(&bytes).map_err(|e| invalid(format!("damaged journal: {e}")))?;
         if journal.version != VERSION {
             return Err(invalid(format!("a journal of version {}, not {VERSION}", journal.version)));
         }

@@ -31,7 +31,8 @@ use disk::{Disk, RealDisk};
 pub(crate) use journal::Journal;
 pub(crate) use meter::Meter;
 pub use meter::{Progress, Step};
-use out_dir::{OutDir, is_reserved};
+use out_dir::OutDir;
+pub(crate) use out_dir::is_reserved;
 use plan::{Plan, PlannedFile};
 use run::Run;
 

@@ -7,9 +7,10 @@ use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{Layout, ShardLayout, is_reserved};
-use crate::checkpoint::{is_plain_name, require_file};
+use crate::checkpoint::is_plain_name;
 use crate::checksum::Checksummer;
 use crate::header::{ENCODINGS, Encoded, FILLER_PREFIX, LENGTH_BYTES, MAX_HEADER, METADATA, VERBATIM};
+use crate::small::require_file;
 use crate::{Bytes, Checksum, Dtype, Encoding, Error, Tensor, WeightFiles};
 
 /// The data section starts at a multiple of this: the sector of every disk in use.

@@ -11,6 +11,7 @@ use super::out_dir::{OutDir, PARTIAL};
 use super::plan::{Plan, PlannedFile};
 use super::{PackReport, describe};
 use crate::manifest::{FORMAT, VERSION_ENCODED, VERSION_VERBATIM};
+use crate::small::changed;
 use crate::verify::{require_size, verify_file};
 use crate::{Bytes, Checksum, Error, MANIFEST, Manifest, WeightFiles};
 
@@ -136,7 +137,7 @@ impl<'a> Run<'a> {
             })
         })?;
         if packed.size != file.size() {
-            return Err(Error::invalid(&self.source.dir().join(name), "its length changed while in use"));
+            return Err(changed(&self.source.dir().join(name)));
         }
         if self.consume {
             verify_file(self.out.dir(), &packed, &mut |len| meter.add(Step::Verifying, name, len))?;

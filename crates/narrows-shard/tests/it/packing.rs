@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use narrows_shard::{
-    Dtype, Error, FILLER_PREFIX, Layout, MANIFEST, PackOptions, PackReport, ShardLayout, WeightFiles,
-    open_source, pack, verify,
+    Bytes, Dtype, Error, FILLER_PREFIX, Layout, MANIFEST, PackOptions, PackReport, ShardLayout, WeightFiles,
+    open_source, pack, read_sidecar, verify,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -268,6 +268,41 @@ fn verify_finds_every_change() {
     }
     write(&model, "model.safetensors", &file_of(&tensors)[..100]);
     assert!(verify(&model, &mut |_| {}).is_err());
+}
+
+#[test]
+fn a_pack_has_the_sidecars_that_it_lists_as_they_were() {
+    let (dir, layout) = copy_of("llama");
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    pack_into(&model, &layout, &out, PackOptions::default()).unwrap();
+    let read = |dir: &Path, name: &str| read_sidecar(dir, name, Bytes::mib(1));
+    let config = fs::read(model.join("config.json")).unwrap();
+    assert_eq!(read(&out, "config.json").unwrap().unwrap(), config);
+    assert!(read(&out, "narrows.json").unwrap().is_none());
+
+    // Put beside it: no part of the pack, but of a checkpoint.
+    for dir in [&model, &out] {
+        write(dir, "chat_template.jinja", "{{ 1 }}");
+    }
+    assert!(read(&model, "chat_template.jinja").unwrap().is_some());
+    assert!(read(&out, "chat_template.jinja").unwrap().is_none());
+    assert_eq!(verify(&out, &mut |_| {}).unwrap().unlisted, ["chat_template.jinja"]);
+
+    let mut other = config.clone();
+    *other.last_mut().unwrap() ^= 1;
+    let longer = [&config[..], b" "].concat();
+    write(&out, "config.json", other);
+    for refused in [read(&out, "config.json").unwrap_err(), WeightFiles::open(&out).unwrap_err()] {
+        assert!(matches!(refused, Error::Checksum { .. }), "{refused}");
+    }
+    write(&out, "config.json", longer);
+    for refused in [read(&out, "config.json").unwrap_err(), WeightFiles::open(&out).unwrap_err()] {
+        assert!(matches!(refused, Error::Invalid { .. }), "{refused}");
+    }
+    fs::remove_file(out.join("config.json")).unwrap();
+    for refused in [read(&out, "config.json").unwrap_err(), WeightFiles::open(&out).unwrap_err()] {
+        assert!(matches!(refused, Error::NotFound { .. }), "{refused}");
+    }
 }
 
 #[test]

@@ -109,6 +109,7 @@ fn a_header_that_does_not_add_up_is_refused() {
         (format!(r#"{{"a":{ok},"b":{}}}"#, entry("U8", "[4]", "[8,12]")), "invalid offset"),
         (format!(r#"{{"a":{}}}"#, entry("U8", &format!("[{}4]", "1,".repeat(32)), "[0,4]")), "dimensions"),
         (r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":[]}}"#.into(), "unknown field"),
+        (format!(r#"{{"__metadata__":[],"a":{ok}}}"#), "expected"),
         ("[".repeat(5000), "bad header"),
         (format!(r#"{{"a":{}"#, "[".repeat(5000)), "bad header"),
     ] {
@@ -132,6 +133,14 @@ fn offsets_up_to_the_last_integer_are_refused() {
     assert_eq!(start, u64::MAX);
     let header = format!("{{{}}}", entries.join(","));
     assert!(refused(&raw_file(&header, &[])).contains("but the file has"));
+}
+
+#[test]
+fn no_metadata_may_be_written_as_null() {
+    let header = r#"{"__metadata__":null,"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
+    let file = raw_file(header, &[0; 4]);
+    let header = parse_header(Path::new("x"), &file, file.len() as u64).unwrap();
+    assert!(header.metadata.is_empty() && header.tensors.contains_key("a"));
 }
 
 #[test]
@@ -166,8 +175,6 @@ fn an_index_that_lies_is_refused() {
         (r#"{"weight_map":{"a":"a.safetensors\u0000"}}"#, "not a file name"),
         (r#"{"weight_map":{"a":"gone.safetensors"}}"#, "missing, though"),
         (r#"{"weight_map":{"a":"folder"}}"#, "is a directory"),
-        (r#"{"weight_map":{"x":"a.safetensors"}}"#, "does not"),
-        (r#"{"weight_map":{"a":"a.safetensors","x":"b.safetensors"}}"#, "as does"),
     ] {
         let dir = dir();
         write(dir.path(), "a.safetensors", &a);
@@ -177,6 +184,81 @@ fn an_index_that_lies_is_refused() {
         let message = WeightFiles::open(dir.path()).unwrap_err().to_string();
         assert!(message.contains(says), "{index}\n{message}");
     }
+}
+
+#[test]
+fn an_untidy_index_is_read_as_transformers_does() {
+    let dir = dir();
+    let tensor = |name, byte| (name, Dtype::U8, &[4][..], vec![byte; 4]);
+    write(dir.path(), "1.safetensors", file_of(&[tensor("a", 1), tensor("b", 1)]));
+    write(dir.path(), "2.safetensors", file_of(&[tensor("b", 2), tensor("c", 2)]));
+    // An entry that no file holds, one that another file holds, and a tensor that two files hold.
+    let index = r#"{"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"1.safetensors","gone":"2.safetensors"}}"#;
+    write(dir.path(), "model.safetensors.index.json", index);
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    let reader = weights.reader().unwrap();
+    let first = |name| {
+        let mut byte = [0];
+        reader.read(weights.get(name).unwrap(), 0, &mut byte).unwrap();
+        byte[0]
+    };
+    assert_eq!((first("a"), first("b"), first("c")), (1, 2, 2));
+    assert!(weights.get("gone").is_none());
+}
+
+#[test]
+fn a_tensor_is_divided_into_parts_that_are_all_of_it() {
+    let dir = dir();
+    let data: Vec<u8> = (0..48).collect();
+    let file = file_of(&[
+        ("all", Dtype::BF16, &[2, 3, 4], data.clone()),
+        ("n", Dtype::I64, &[2], vec![0; 16]),
+        ("there", Dtype::BF16, &[1], vec![0; 2]),
+    ]);
+    write(dir.path(), "model.safetensors", file);
+    let part = |name: &str, shape: &[usize]| (name.to_owned(), shape.to_vec());
+    let open = || WeightFiles::open(dir.path()).unwrap();
+    let mut weights = open();
+    weights.divide("all", vec![part("0", &[2, 4]), part("1", &[1, 4]), part("2", &[3, 4])]).unwrap();
+    weights.divide("n", vec![part("m", &[2])]).unwrap();
+    assert!(weights.get("all").is_none() && weights.get("m").is_some());
+    let one = weights.get("1").unwrap();
+    assert_eq!((&one.shape[..], one.bytes(), one.encoding), (&[1, 4][..], Bytes(8), Some(Encoding::Bf16)));
+    let mut bytes = [0; 8];
+    weights.reader().unwrap().read(one, 0, &mut bytes).unwrap();
+    assert_eq!(bytes, data[16..24]);
+    for (name, parts) in [
+        ("none", vec![part("0", &[1])]),
+        ("all", vec![part("0", &[2, 4])]),
+        ("all", vec![part("0", &[2, 4]), part("1", &[5, 4])]),
+        ("all", vec![part("0", &[usize::MAX, 4])]),
+        ("all", vec![part("there", &[6, 4])]),
+        ("n", vec![part("0", &[1]), part("1", &[1])]),
+    ] {
+        assert!(matches!(open().divide(name, parts), Err(Error::Invalid { .. })));
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_no_safetensors_file() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d4d4d4d\nsize 4976698672\n";
+    assert!(refused(pointer).contains("git-lfs pointer"));
+}
+
+#[cfg(unix)]
+#[test]
+fn weights_that_are_no_file_or_missing_say_so() {
+    use std::os::unix::fs::symlink;
+
+    let dir = dir();
+    symlink("../../blobs/abc", dir.path().join("model.safetensors")).unwrap();
+    let error = WeightFiles::open(dir.path()).unwrap_err();
+    assert!(matches!(&error, Error::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains("the blob ../../blobs/abc"), "{error}");
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    symlink("/dev/zero", dir.path().join("model.safetensors.index.json")).unwrap();
+    let error = WeightFiles::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("something special"), "{error}");
 }
 
 #[test]

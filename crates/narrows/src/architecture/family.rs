@@ -58,11 +58,25 @@ pub(super) struct Family {
     windows: Windows,
     /// How the family mixes experts, if it does.
     pub(super) experts: Option<&'static ExpertFamily>,
-    /// Where `num_key_value_heads` is absent; `None`: as many as query heads.
-    pub(super) default_kv_heads: Option<usize>,
-    /// Where `head_dim` is absent; `None`: hidden size over heads.
-    pub(super) default_head_dim: Option<usize>,
-    pub(super) default_max_positions: usize,
+    pub(super) defaults: Defaults,
+}
+
+/// The values of keys that a config leaves out.
+#[derive(Debug)]
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    /// `None`: as many as query heads.
+    pub(super) kv_heads: Option<usize>,
+    /// `None`: hidden size over heads.
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_positions: usize,
+    pub(super) rope_theta: f64,
+    pub(super) norm_eps: f64,
+    pub(super) eos_token_id: Option<u32>,
 }
 
 /// What Llama is; the others say how they differ.
@@ -75,10 +89,36 @@ const LLAMA: Family = Family {
     qk_norm: false,
     windows: Windows::None,
     experts: None,
-    default_kv_heads: None,
-    default_head_dim: None,
-    default_max_positions: 2048,
+    defaults: LLAMA_DEFAULTS,
 };
+
+const LLAMA_DEFAULTS: Defaults = Defaults {
+    vocab_size: 32_000,
+    hidden_size: 4096,
+    intermediate_size: 11_008,
+    layers: 32,
+    heads: 32,
+    kv_heads: None,
+    head_dim: None,
+    max_positions: 2048,
+    rope_theta: 10_000.0,
+    norm_eps: 1e-6,
+    eos_token_id: Some(2),
+};
+
+const MISTRAL_DEFAULTS: Defaults =
+    Defaults { intermediate_size: 14_336, kv_heads: Some(8), max_positions: 131_072, ..LLAMA_DEFAULTS };
+
+const QWEN_DEFAULTS: Defaults = Defaults {
+    vocab_size: 151_936,
+    intermediate_size: 22_016,
+    kv_heads: Some(32),
+    max_positions: 32_768,
+    eos_token_id: None,
+    ..LLAMA_DEFAULTS
+};
+
+const QWEN_MOE_DEFAULTS: Defaults = Defaults { hidden_size: 2048, layers: 24, ..QWEN_DEFAULTS };
 
 const FAMILIES: [Family; 7] = [
     LLAMA,
@@ -89,8 +129,7 @@ const FAMILIES: [Family; 7] = [
         o_bias: Bias::Never,
         mlp_bias: Bias::Never,
         windows: Windows::All(Some(4096)),
-        default_kv_heads: Some(8),
-        default_max_positions: 131_072,
+        defaults: MISTRAL_DEFAULTS,
         ..LLAMA
     },
     Family {
@@ -101,8 +140,7 @@ const FAMILIES: [Family; 7] = [
         mlp_bias: Bias::Never,
         windows: Windows::All(None),
         experts: Some(&MIXTRAL),
-        default_kv_heads: Some(8),
-        default_max_positions: 131_072,
+        defaults: Defaults { rope_theta: 1_000_000.0, norm_eps: 1e-5, ..MISTRAL_DEFAULTS },
         ..LLAMA
     },
     Family {
@@ -112,8 +150,7 @@ const FAMILIES: [Family; 7] = [
         o_bias: Bias::Never,
         mlp_bias: Bias::Never,
         windows: Windows::Switched,
-        default_kv_heads: Some(32),
-        default_max_positions: 32_768,
+        defaults: QWEN_DEFAULTS,
         ..LLAMA
     },
     Family {
@@ -122,9 +159,7 @@ const FAMILIES: [Family; 7] = [
         mlp_bias: Bias::Never,
         qk_norm: true,
         windows: Windows::Switched,
-        default_kv_heads: Some(32),
-        default_head_dim: Some(128),
-        default_max_positions: 32_768,
+        defaults: Defaults { head_dim: Some(128), ..QWEN_DEFAULTS },
         ..LLAMA
     },
     Family {
@@ -135,8 +170,7 @@ const FAMILIES: [Family; 7] = [
         mlp_bias: Bias::Never,
         windows: Windows::Alternating,
         experts: Some(&QWEN2_MOE),
-        default_kv_heads: Some(16),
-        default_max_positions: 32_768,
+        defaults: Defaults { intermediate_size: 5632, heads: 16, kv_heads: Some(16), ..QWEN_MOE_DEFAULTS },
         ..LLAMA
     },
     Family {
@@ -146,8 +180,7 @@ const FAMILIES: [Family; 7] = [
         qk_norm: true,
         windows: Windows::AllSwitched,
         experts: Some(&QWEN3_MOE),
-        default_kv_heads: Some(4),
-        default_max_positions: 32_768,
+        defaults: Defaults { intermediate_size: 6144, kv_heads: Some(4), ..QWEN_MOE_DEFAULTS },
         ..LLAMA
     },
 ];
@@ -168,7 +201,9 @@ impl Family {
         };
         let found = FAMILIES.iter().find(|family| match (model_type, class) {
             (Some(model_type), _) => model_type == family.model_type,
-            (None, Some(class)) => class == family.class,
+            (None, Some(class)) => {
+                class == family.class || class == family.class.replace("ForCausalLM", "Model")
+            }
             (None, None) => false,
         });
         let Some(family) = found else {
@@ -182,7 +217,8 @@ impl Family {
             ));
         };
         match class {
-            Some(class) if class != family.class => {
+            // `LlamaModel`: the decoder without its head, which is tied or stored beside it.
+            Some(class) if class != family.class && class != family.class.replace("ForCausalLM", "Model") => {
                 Err(Error::unsupported(config.path(), format!("architecture \"{class}\"")))
             }
             _ => Ok(family),
@@ -197,7 +233,7 @@ impl Family {
                 Some(0) => Err(config.invalid("sliding_window", "0 is not a window")),
                 Some(n) => Ok(Some(n)),
                 // `null` says that there is none; an absent key means the class default.
-                None if config.keys().any(|key| key == "sliding_window") => Ok(None),
+                None if config.is_null("sliding_window") => Ok(None),
                 None => Ok(default),
             }
         };

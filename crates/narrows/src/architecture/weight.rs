@@ -168,6 +168,11 @@ impl ExpertWeight {
 impl LayerWeight {
     /// How many kinds there are.
     pub(crate) const COUNT: usize = TABLE.len();
+
+    /// Whether `name` is that of a weight which some model has in a layer.
+    pub(crate) fn is_named(name: &str) -> bool {
+        TABLE.iter().any(|(_, suffix, ..)| !suffix.is_empty() && name.ends_with(suffix))
+    }
 }
 
 pub(super) fn in_pass_order(a: &Architecture) -> impl Iterator<Item = WeightSpec> + '_ {

@@ -9,11 +9,12 @@ use crate::args::Output;
 use crate::args::bench::BenchReport;
 use crate::commands::SCHEMA_VERSION;
 use crate::failure::{Failure, Result};
-use crate::output::write_json;
+use crate::output::{lossy, write_json};
 
 #[derive(Serialize)]
 struct Report<'a> {
     schema_version: u32,
+    #[serde(serialize_with = "lossy")]
     output: &'a std::path::Path,
     results: usize,
 }
