@@ -10,6 +10,9 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
+/// Which file holds which tensor.
+type Index = BTreeMap<String, String>;
+
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn golden(name: &str) -> PathBuf {
@@ -214,7 +217,7 @@ fn all_experts_of_a_layer_may_be_one_tensor() {
 #[test]
 fn an_index_may_be_untidy() {
     let tensors = read(&golden("llama").join("model.safetensors"));
-    let build = |change: &dyn Fn(&mut [Tensors; 2], &mut BTreeMap<String, String>)| {
+    let build = |change: &dyn Fn(&mut [Tensors; 2], &mut Index)| {
         let dir = tempfile::tempdir().unwrap();
         std::fs::copy(golden("llama").join("config.json"), dir.path().join("config.json")).unwrap();
         let mut files = [Tensors::new(), Tensors::new()];

@@ -1,5 +1,6 @@
 //! Mixtures of experts: layers that have many MLPs, of which a router chooses a few for each row.
 
+use super::family::Family;
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -48,7 +49,7 @@ pub(super) struct ExpertFamily {
     names: Names,
     default_count: usize,
     default_per_token: usize,
-    /// The key of the width of an expert, and its default.
+    /// The key of the width of an expert, and its default; `None`: that of the family's MLP.
     intermediate: (&'static str, Option<usize>),
     /// The same of the shared expert, if the family has one.
     shared: Option<(&'static str, usize)>,
@@ -100,11 +101,12 @@ impl Experts {
     /// The experts that a config names; none where its family or itself has none.
     pub(super) fn from_config(
         config: &Fields,
-        family: Option<&'static ExpertFamily>,
+        family: &'static Family,
         layers: usize,
     ) -> Result<Option<Self>> {
         const COUNTS: [&str; 2] = ["num_local_experts", "num_experts"];
-        let Some(family) = family else {
+        let default_width = family.defaults.intermediate_size;
+        let Some(family) = family.experts else {
             for key in COUNTS {
                 super::refuse_unless_neutral(config, key)?;
             }
@@ -126,10 +128,9 @@ impl Experts {
         if count > 0 && !(1..=count).contains(&per_token) {
             return Err(config.invalid("num_experts_per_tok", &format!("{per_token} of {count} experts")));
         }
-        let width = |key: &str, default: Option<usize>| match config.usize(key)?.or(default) {
-            Some(width @ 1..=super::limit::INTERMEDIATE) => Ok(width),
-            Some(width) => Err(config.invalid(key, &format!("{width} is not a size"))),
-            None => Err(config.invalid(key, "missing")),
+        let width = |key: &str, default: usize| match config.usize(key)?.unwrap_or(default) {
+            width @ 1..=super::limit::INTERMEDIATE => Ok(width),
+            width => Err(config.invalid(key, &format!("{width} is not a size"))),
         };
         let layers = family.layers(config, layers, count)?;
         if !layers.contains(&true) {
@@ -139,12 +140,9 @@ impl Experts {
         Ok(Some(Self {
             count,
             per_token,
-            intermediate_size: width(key, default)?,
+            intermediate_size: width(key, default.unwrap_or(default_width))?,
             normalised: family.always_normalised || config.bool("norm_topk_prob")?.unwrap_or(false),
-            shared_intermediate_size: family
-                .shared
-                .map(|(key, default)| width(key, Some(default)))
-                .transpose()?,
+            shared_intermediate_size: family.shared.map(|(key, default)| width(key, default)).transpose()?,
             layers,
             names: &family.names,
         }))

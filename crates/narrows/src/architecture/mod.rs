@@ -101,30 +101,33 @@ impl Architecture {
         let family = Family::of(config)?;
         refuse_unsupported(config)?;
 
-        let size = |key: &str, default: Option<usize>, max: usize| -> Result<usize> {
-            let value = match (config.usize(key)?, default) {
-                (Some(value), _) | (None, Some(value)) => value,
-                (None, None) => return Err(config.invalid(key, "missing")),
-            };
-            match value {
+        // What a config leaves out is what its class has; `null` is no size.
+        let size = |key: &str, default: usize, max: usize| -> Result<usize> {
+            if config.is_null(key) {
+                return Err(config.invalid(key, "null is not a size"));
+            }
+            match config.usize(key)?.unwrap_or(default) {
                 0 => Err(config.invalid(key, "0 is not a size")),
                 v if v > max => Err(config.invalid(key, &format!("{v} is more than the {max} allowed"))),
                 v => Ok(v),
             }
         };
-        let hidden_size = size("hidden_size", None, limit::HIDDEN)?;
-        let heads = size("num_attention_heads", None, limit::HEADS)?;
-        let kv_heads =
-            size("num_key_value_heads", Some(family.default_kv_heads.unwrap_or(heads)), limit::HEADS)?;
+        let defaults = &family.defaults;
+        let hidden_size = size("hidden_size", defaults.hidden_size, limit::HIDDEN)?;
+        let heads = size("num_attention_heads", defaults.heads, limit::HEADS)?;
+        let kv_heads = match config.is_null("num_key_value_heads") {
+            true => heads,
+            false => size("num_key_value_heads", defaults.kv_heads.unwrap_or(heads), limit::HEADS)?,
+        };
         if heads % kv_heads != 0 {
             return Err(config.invalid(
                 "num_key_value_heads",
                 &format!("{kv_heads} does not divide the {heads} attention heads"),
             ));
         }
-        let head_dim = match family.default_head_dim {
-            Some(default) => size("head_dim", Some(default), limit::HEAD_DIM)?,
-            None if config.get("head_dim").is_some() => size("head_dim", None, limit::HEAD_DIM)?,
+        let head_dim = match defaults.head_dim.filter(|_| !config.is_null("head_dim")) {
+            Some(default) => size("head_dim", default, limit::HEAD_DIM)?,
+            None if config.get("head_dim").is_some() => size("head_dim", 0, limit::HEAD_DIM)?,
             None if hidden_size % heads == 0 => hidden_size / heads,
             None => {
                 return Err(config.invalid(
@@ -139,21 +142,21 @@ impl Architecture {
                 &format!("{head_dim}; rotary embeddings need an even one up to {}", limit::HEAD_DIM),
             ));
         }
-        let layers = size("num_hidden_layers", None, limit::LAYERS)?;
+        let layers = size("num_hidden_layers", defaults.layers, limit::LAYERS)?;
         let max_position_embeddings =
-            size("max_position_embeddings", Some(family.default_max_positions), limit::POSITIONS)?;
-        let rope = Rope::from_config(config, head_dim, max_position_embeddings)?;
-        let norm_eps = config.f64("rms_norm_eps")?.unwrap_or(1e-6);
+            size("max_position_embeddings", defaults.max_positions, limit::POSITIONS)?;
+        let rope = Rope::from_config(config, defaults.rope_theta, head_dim, max_position_embeddings)?;
+        let norm_eps = config.f64("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
         if !(norm_eps >= 0.0 && norm_eps.is_finite()) {
             return Err(config.invalid("rms_norm_eps", "not a small positive number"));
         }
-        let intermediate_size = size("intermediate_size", None, limit::INTERMEDIATE)?;
+        let intermediate_size = size("intermediate_size", defaults.intermediate_size, limit::INTERMEDIATE)?;
         Ok(Self {
             family: family.model_type,
-            vocab_size: size("vocab_size", None, limit::VOCAB)?,
+            vocab_size: size("vocab_size", defaults.vocab_size, limit::VOCAB)?,
             hidden_size,
             intermediate_size,
-            experts: Experts::from_config(config, family.experts, layers)?,
+            experts: Experts::from_config(config, family, layers)?,
             layers,
             heads,
             kv_heads,
@@ -167,7 +170,10 @@ impl Architecture {
             qk_norm: family.qk_norm,
             tied_embeddings: config.bool("tie_word_embeddings")?.unwrap_or(false),
             windows: family.windows(config, layers)?,
-            eos_token_ids: config.token_ids("eos_token_id")?,
+            eos_token_ids: match config.keys().any(|key| key == "eos_token_id") {
+                true => config.token_ids("eos_token_id")?,
+                false => defaults.eos_token_id.into_iter().collect(),
+            },
         })
     }
 

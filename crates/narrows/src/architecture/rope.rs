@@ -69,15 +69,23 @@ pub enum RopeScaling {
 
 impl Rope {
     /// From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
-    pub(super) fn from_config(config: &Fields, head_dim: usize, max_positions: usize) -> Result<Self> {
+    pub(super) fn from_config(
+        config: &Fields,
+        default_theta: f64,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> Result<Self> {
         // An empty object is as good as none, as it is in Python.
         let given = |key| Ok::<_, Error>(config.object(key)?.filter(|fields| fields.keys().next().is_some()));
         let parameters = match given("rope_scaling")? {
             Some(fields) => Some(fields),
             None => given("rope_parameters")?,
         };
+        if config.is_null("rope_theta") {
+            return Err(config.invalid("rope_theta", "null is no base of a rotary embedding"));
+        }
         let Some(fields) = parameters else {
-            let theta = config.f64("rope_theta")?.unwrap_or(10_000.0);
+            let theta = config.f64("rope_theta")?.unwrap_or(default_theta);
             return Self::new(theta, RopeScaling::None, head_dim).ok_or_else(|| out_of_range(config));
         };
         if let Some(nested) = fields.keys().find(|key| key.ends_with("_attention")) {
@@ -92,7 +100,7 @@ impl Rope {
         }
         let theta = match fields.f64("rope_theta")? {
             Some(theta) => theta,
-            None => config.f64("rope_theta")?.unwrap_or(10_000.0),
+            None => config.f64("rope_theta")?.unwrap_or(default_theta),
         };
         // The first configs with scaling wrote `type`.
         let kind = match fields.str("rope_type")? {
@@ -119,10 +127,7 @@ impl Rope {
             },
             Some("yarn") => {
                 let trained = trained()?;
-                let factor = match fields.f64("factor")? {
-                    Some(factor) => factor,
-                    None => max_positions as f64 / trained as f64,
-                };
+                let factor = need("factor")?;
                 let attention_factor = match fields.f64("attention_factor")? {
                     Some(given) => given,
                     None => yarn_attention_factor(

@@ -1,3 +1,5 @@
+mod defaults;
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -166,7 +168,7 @@ fn refused_by_name() {
         (json!({"hidden_size": -64}), "hidden_size"),
         (json!({"hidden_size": 1_u64 << 40}), "hidden_size"),
         (json!({"hidden_size": "64"}), "hidden_size"),
-        (json!({"hidden_size": null}), "hidden_size"),
+        (json!({"rope_scaling": {"rope_type": "yarn"}}), "factor"),
         (json!({"num_hidden_layers": 1_000_000_000}), "num_hidden_layers"),
         (json!({"head_dim": 15}), "head_dim"),
         (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
@@ -174,6 +176,12 @@ fn refused_by_name() {
     ] {
         let error = parse(&with(changes.clone())).expect_err(&changes.to_string()).to_string();
         assert!(error.contains(named) && error.contains("config.json"), "{changes}: {error}");
+    }
+    for key in ["hidden_size", "num_hidden_layers", "vocab_size", "rope_theta"] {
+        let mut config = llama();
+        config[key] = Value::Null;
+        let error = parse(&config).expect_err(key).to_string();
+        assert!(error.contains(key) && error.contains("null"), "{error}");
     }
     for text in ["", "{", "[]", "null", "{\"model_type\": 3}"] {
         assert!(Architecture::parse(Path::new("config.json"), text.as_bytes()).is_err(), "{text}");
