@@ -36,7 +36,7 @@ impl Prompt {
             Self::Chat(messages, options) => {
                 let text = need_text()?;
                 let template = text
-                    .chat_template()
+                    .chat_template()?
                     .ok_or_else(|| Error::Request("the model has no chat template".to_owned()))?;
                 // The template writes the special tokens itself.
                 text.encode(&template.render(messages, options)?, false)
@@ -208,7 +208,7 @@ impl Engine {
             .map(|request| {
                 let tokens = self.prompt_tokens(request, text.as_deref())?;
                 let sequence = self.sequence(tokens.len(), request.max_new_tokens)?;
-                Ok(self.start(request, sequence, &tokens, text.as_deref()))
+                self.start(request, sequence, &tokens, text.as_deref())
             })
             .collect::<Result<Vec<_>>>()?;
         let stats = self.run(&mut running, on_event)?;
@@ -238,13 +238,13 @@ impl Engine {
         mut sequence: Sequence,
         prompt: &[u32],
         text: Option<&'t Text>,
-    ) -> Running<'t> {
-        let eos = if request.ignore_eos { Vec::new() } else { self.eos_token_ids(text) };
+    ) -> Result<Running<'t>> {
+        let eos = if request.ignore_eos { Vec::new() } else { self.eos_token_ids(text)? };
         let as_text = !matches!(request.prompt, Prompt::Tokens(_)) || !request.stop.is_empty();
         // Raw text goes on in the middle of a sentence, where a leading space counts; a reply starts anew.
         let context = if matches!(request.prompt, Prompt::Text(_)) { prompt } else { &[] };
         sequence.announce(prompt.len());
-        Running {
+        Ok(Running {
             pending: prompt[sequence.len()..].to_vec(),
             in_prompt: true,
             sequence,
@@ -256,16 +256,21 @@ impl Engine {
             tokens: Vec::new(),
             text: String::new(),
             finish: (request.max_new_tokens == 0).then_some(Finish::Length),
-        }
+        })
     }
 
-    /// Tokens that end a text: those of generation_config.json, else of config.json, and the tokenizer's.
-    fn eos_token_ids(&self, text: Option<&Text>) -> Vec<u32> {
+    /// Tokens that end a text: those of generation_config.json, else of config.json, and the tokenizer's, which
+    /// counts whether or not there is text.
+    fn eos_token_ids(&self, text: Option<&Text>) -> Result<Vec<u32>> {
         let configured = match &self.defaults().eos_token_ids {
             ids if ids.is_empty() => &self.model().architecture().eos_token_ids,
             ids => ids,
         };
-        configured.iter().copied().chain(text.and_then(Text::eos_token)).collect()
+        let of_tokenizer = match text {
+            Some(text) => text.eos_token(),
+            None => self.eos_token()?,
+        };
+        Ok(configured.iter().copied().chain(of_tokenizer).collect())
     }
 
     /// Serves all of `running` until each has an end.
@@ -447,7 +452,7 @@ impl Session<'_> {
             }
             None => engine.sequence_for_all(prompt.len(), request.max_new_tokens)?,
         };
-        let mut running = [engine.start(request, sequence, &prompt, text.as_deref())];
+        let mut running = [engine.start(request, sequence, &prompt, text.as_deref())?];
         let stats = engine.run(&mut running, on_event)?;
         let [running] = running;
         let (sequence, completion) = running.split();

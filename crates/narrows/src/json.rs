@@ -54,6 +54,11 @@ impl Fields {
         }
     }
 
+    /// The object itself, nulls included.
+    pub(crate) fn into_map(self) -> Map<String, Value> {
+        self.map
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -27,7 +27,7 @@ fn as_transformers_renders_them() {
     let now = chrono::NaiveDate::from_ymd_opt(2026, 2, 3).unwrap().and_hms_opt(4, 5, 6).unwrap();
     for case in cases {
         let path = PathBuf::from(&case.name);
-        let template = ChatTemplate::new(path, case.template, case.special_tokens).unwrap();
+        let template = ChatTemplate::new(path, case.template, case.special_tokens);
         let Case { add_generation_prompt, variables, .. } = case;
         let rendered =
             template.render(&case.messages, &ChatOptions { add_generation_prompt, now, variables });
@@ -43,12 +43,13 @@ fn as_transformers_renders_them() {
 #[test]
 fn templates_that_do_not_end_are_stopped() {
     let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".to_owned();
-    let template = ChatTemplate::new("t".into(), source, BTreeMap::new()).unwrap();
+    let template = ChatTemplate::new("t".into(), source, BTreeMap::new());
     let options = ChatOptions {
         add_generation_prompt: true,
         now: chrono::NaiveDateTime::default(),
         variables: BTreeMap::new(),
     };
     assert!(template.render(&[], &options).is_err());
-    assert!(ChatTemplate::new("t".into(), "{% if %}".to_owned(), BTreeMap::new()).is_err());
+    let unparsed = ChatTemplate::new("t".into(), "{% if %}".to_owned(), BTreeMap::new());
+    assert!(unparsed.render(&[], &options).is_err());
 }

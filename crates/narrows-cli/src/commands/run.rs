@@ -222,10 +222,14 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     };
     let default_new = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
     let text = needs_text.then(|| Text::read(model.dir()).map(Arc::new)).transpose()?;
-    let template = text.as_ref().and_then(|text| text.chat_template());
+    // Only a chat needs the template: what is wrong with it is no matter otherwise.
+    let has_template = match &text {
+        Some(text) if as_text && !args.raw => text.chat_template()?.is_some(),
+        _ => false,
+    };
     let mut requests: Vec<_> = match prompts {
         Input::Chat => {
-            if template.is_none() {
+            if !has_template {
                 let hint = "the model has no chat template; give it a text to continue with -p";
                 return Err(Failure::Usage(hint.to_owned()));
             }
@@ -243,12 +247,14 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
             })
             .collect(),
         Input::Text(text) => {
-            let prompt = match template {
-                Some(_) if !args.raw => Prompt::Chat(messages(system.as_deref(), text), chat_options()),
-                None if system.is_some() => {
-                    return Err(Failure::Usage("--system: the model has no chat template".to_owned()));
-                }
-                _ => Prompt::Text(text),
+            let prompt = if has_template {
+                Prompt::Chat(messages(system.as_deref(), text), chat_options())
+            } else if system.is_some() {
+                let why =
+                    if args.raw { "--raw uses no chat template" } else { "the model has no chat template" };
+                return Err(Failure::Usage(format!("--system: {why}")));
+            } else {
+                Prompt::Text(text)
             };
             vec![request(prompt, default_new)]
         }

@@ -1,7 +1,7 @@
 //! What an engine is made from, and its making.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use narrows_cpu::Cpu;
 use narrows_shard::{Bytes, Encoding};
@@ -285,6 +285,7 @@ impl EngineBuilder {
             defaults,
             decoder,
             text: self.text,
+            eos_token: OnceLock::new(),
             context: self.context,
             device: self.device,
             plan,

@@ -5,8 +5,8 @@ mod feed;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::{Budget, Reservation};
@@ -51,6 +51,8 @@ pub struct Engine {
     defaults: GenerationDefaults,
     pub(crate) decoder: Compute,
     text: Option<Arc<Text>>,
+    /// What [`Text::eos_token_of`] says, once asked for.
+    eos_token: OnceLock<Option<u32>>,
     /// Rows of a step at most, and of them with logits.
     pub(crate) chunk: usize,
     pub(crate) wanted: usize,
@@ -182,6 +184,18 @@ impl Engine {
         self.reserved.push(self.budget.reserve("tokenizer", text.memory())?);
         self.text = Some(Arc::clone(&text));
         Ok(text)
+    }
+
+    /// The token that the tokenizer's files call the end of a text, read without the tokenizer.
+    pub(crate) fn eos_token(&self) -> Result<Option<u32>> {
+        if let Some(text) = &self.text {
+            return Ok(text.eos_token());
+        }
+        if let Some(token) = self.eos_token.get() {
+            return Ok(*token);
+        }
+        let token = if self.model.is_made() { None } else { Text::eos_token_of(self.model.dir())? };
+        Ok(*self.eos_token.get_or_init(|| token))
     }
 
     /// Positions that a sequence may have at most.

@@ -48,31 +48,17 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<String, String>,
 }
 
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// The text of a special token, which configs write as a string or as an object with `content`.
-pub(super) fn special_token(config: &Fields, key: &str) -> Option<String> {
-    let value = config.get(key)?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
 impl ChatTemplate {
     /// Reads the template of a model directory: `chat_template.jinja`, else `chat_template` in
     /// `tokenizer_config.json`; `None` where there is neither.
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>> {
+    pub(super) fn read(dir: &Path, special_tokens: BTreeMap<String, String>) -> Result<Option<Self>> {
         let config_path = dir.join("tokenizer_config.json");
-        let config = Fields::read_optional(&config_path)?;
-        let special_tokens = SPECIAL_TOKENS
-            .iter()
-            .filter_map(|key| Some(((*key).to_owned(), special_token(config.as_ref()?, key)?)))
-            .collect();
         let path = dir.join("chat_template.jinja");
         if let Some(bytes) = json::read_optional(&path)? {
             let source = String::from_utf8(bytes).map_err(|_| Error::invalid(&path, "not UTF-8"))?;
-            return Self::new(path, source, special_tokens).map(Some);
+            return Ok(Some(Self::new(path, source, special_tokens)));
         }
-        let Some(config) = config else { return Ok(None) };
+        let Some(config) = Fields::read_optional(&config_path)? else { return Ok(None) };
         let source = match config.get("chat_template") {
             None => return Ok(None),
             Some(serde_json::Value::String(source)) => Some(source.clone()),
@@ -86,23 +72,21 @@ impl ChatTemplate {
         let source = source.ok_or_else(|| {
             config.invalid("chat_template", "neither a template nor a list with one named default")
         })?;
-        Self::new(config_path, source, special_tokens).map(Some)
+        Ok(Some(Self::new(config_path, source, special_tokens)))
     }
 
-    /// A template from its source; `path` is named in errors.
-    ///
-    /// # Errors
-    /// The source does not parse.
-    pub fn new(path: PathBuf, source: String, special_tokens: BTreeMap<String, String>) -> Result<Self> {
-        let template = Self { path, source: without_generation_tags(&source), special_tokens };
-        template.environment()?.template_from_str(&template.source).map_err(|e| template.error(&e))?;
-        Ok(template)
+    /// A template from its source, which is parsed when it is rendered; `path` is named in errors.
+    #[must_use]
+    pub fn new(path: PathBuf, source: String, special_tokens: BTreeMap<String, String>) -> Self {
+        // Jinja of Python makes every line end a line feed.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        Self { path, source: without_generation_tags(&source), special_tokens }
     }
 
     /// The text of a chat.
     ///
     /// # Errors
-    /// The template refuses the messages (`raise_exception`), or uses something unknown.
+    /// The template does not parse, refuses the messages (`raise_exception`), or uses something unknown.
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         let mut environment = self.environment()?;
         let now = options.now;

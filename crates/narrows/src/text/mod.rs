@@ -2,23 +2,28 @@
 
 mod chat;
 mod stream;
+mod tokenizer;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use narrows_shard::Bytes;
-use tokenizers::Tokenizer;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
 pub(crate) use stream::{StopMatcher, TextStream};
 
+use self::tokenizer::{Outline, Tokenizer};
 use crate::error::{Error, Result};
 use crate::json;
 
 /// The tokenizer of a model directory, with its chat template if it has one.
 #[derive(Debug)]
 pub struct Text {
+    dir: PathBuf,
     tokenizer: Tokenizer,
-    chat: Option<ChatTemplate>,
+    /// Read when first asked for: only a chat needs it.
+    chat: OnceLock<Option<ChatTemplate>>,
     eos_token: Option<u32>,
     memory: Bytes,
 }
@@ -27,7 +32,8 @@ pub struct Text {
 const MEMORY_PER_BYTE: u64 = 12;
 
 impl Text {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` of a model directory.
+    /// Reads the tokenizer of a model directory as Hugging Face transformers 5 does: from `tokenizer.json`,
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
     ///
     /// # Errors
     /// `tokenizer.json` is missing (then a model still runs on token ids), or a file is malformed.
@@ -43,14 +49,10 @@ impl Text {
             return Err(Error::Missing { path, what: what.to_owned() });
         };
         let memory = Bytes(bytes.len() as u64 * MEMORY_PER_BYTE);
-        let tokenizer = Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
-        let chat = ChatTemplate::read(dir)?;
-        let eos_token = match json::Fields::read_optional(&dir.join("tokenizer_config.json"))? {
-            Some(config) => chat::special_token(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t)),
-            None => None,
-        };
-        Ok(Self { tokenizer, chat, eos_token, memory })
+        let tokenizer = Tokenizer::read(dir, path, &bytes)?;
+        let eos = tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
+        let eos_token = eos.and_then(|(_, text)| tokenizer.token_to_id(text));
+        Ok(Self { dir: dir.to_owned(), tokenizer, chat: OnceLock::new(), eos_token, memory })
     }
 
     /// What it takes in memory, about.
@@ -59,16 +61,31 @@ impl Text {
         self.memory
     }
 
-    /// The chat template, if the model has one.
-    #[must_use]
-    pub const fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat.as_ref()
+    /// The chat template, if the model has one. It is read when this is first called.
+    ///
+    /// # Errors
+    /// A file that may hold it cannot be read. Whether it parses shows when it is rendered.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        if self.chat.get().is_none() {
+            let specials: BTreeMap<_, _> = self.tokenizer.special_tokens().iter().cloned().collect();
+            let chat = ChatTemplate::read(&self.dir, specials)?;
+            return Ok(self.chat.get_or_init(|| chat).as_ref());
+        }
+        Ok(self.chat.get().and_then(Option::as_ref))
     }
 
-    /// The token that the tokenizer's own config calls the end of a text.
+    /// The token that the tokenizer's own files call the end of a text.
     #[must_use]
     pub const fn eos_token(&self) -> Option<u32> {
         self.eos_token
+    }
+
+    /// [`Text::eos_token`] of a model directory, for which no tokenizer is made; `None` also where there is none.
+    ///
+    /// # Errors
+    /// A file is malformed.
+    pub fn eos_token_of(dir: &Path) -> Result<Option<u32>> {
+        Outline::eos_token(dir)
     }
 
     /// Token ids of `text`; with the special tokens that the tokenizer puts around a text, if asked for.
@@ -76,11 +93,7 @@ impl Text {
     /// # Errors
     /// The tokenizer cannot represent the text.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, special_tokens)
-            .map_err(|e| Error::Request(format!("the tokenizer refuses the text: {e}")))?;
-        Ok(encoding.get_ids().to_owned())
+        self.tokenizer.encode(text, special_tokens)
     }
 
     /// The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD.
@@ -88,8 +101,6 @@ impl Text {
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer
-            .decode(ids, true)
-            .map_err(|e| Error::Request(format!("the tokenizer cannot decode its own tokens: {e}")))
+        self.tokenizer.decode(ids)
     }
 }

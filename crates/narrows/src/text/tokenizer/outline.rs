@@ -1,0 +1,237 @@
+//! What can be known of a tokenizer without making it: the ids of its special tokens.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+use tokenizers::AddedToken;
+
+use super::class::Class;
+use super::sidecars::{Sidecars, added_token};
+use super::{batches, check_padding};
+use crate::error::{Error, Result};
+
+/// What a walk over tokenizer.json finds, in little memory.
+#[derive(Debug, Default)]
+pub(in crate::text) struct Outline {
+    byte_level: bool,
+    added: Vec<(u64, AddedToken)>,
+    truncation: Value,
+    padding: Value,
+    /// Words of the vocabulary.
+    pub(in crate::text) words: usize,
+    /// Ids of those words that were asked for.
+    found: BTreeMap<String, u32>,
+}
+
+impl Outline {
+    /// Walks over the tokenizer.json of a model directory and looks up the words that are `wanted`; `None` where
+    /// there is none.
+    fn read(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Self>> {
+        let path = dir.join("tokenizer.json");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let mut outline = Self::default();
+        let mut reader = Watch { inner: BufReader::new(file), seen: 0, found: false };
+        let walk = Walk { outline: &mut outline, wanted };
+        walk.deserialize(&mut serde_json::Deserializer::from_reader(&mut reader))
+            .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
+        outline.byte_level = reader.found;
+        Ok(Some(outline))
+    }
+
+    /// The token that ends a text, as the tokenizer itself would give it.
+    ///
+    /// # Errors
+    /// A file is malformed.
+    pub(in crate::text) fn eos_token(dir: &Path) -> Result<Option<u32>> {
+        let sidecars = Sidecars::read(dir)?;
+        // The first walk finds the tokens, which depend on the class, which depends on the file; the second finds
+        // their ids in the vocabulary.
+        let Some(first) = Self::read(dir, &|_| false)? else { return Ok(None) };
+        let path = dir.join("tokenizer.json");
+        let class = Class::of(&sidecars, first.byte_level);
+        let pad = check_padding(&first.truncation, &first.padding)
+            .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
+        let specials = sidecars.special_tokens(class, &first.added, pad.as_deref());
+        let Some(eos) = specials.text("eos_token").filter(|text| !text.is_empty()).map(str::to_owned) else {
+            return Ok(None);
+        };
+        let batches = batches(class, &specials, first.added);
+        let texts: std::collections::BTreeSet<_> =
+            batches.iter().flatten().map(|token| token.content.as_str()).collect();
+        let Some(second) = Self::read(dir, &|word| word == eos || texts.contains(word))? else {
+            return Ok(None);
+        };
+        Ok(second.ids(&batches).get(&eos).copied())
+    }
+
+    /// The ids that tokens get when they are added batch by batch (`added_vocabulary.rs`, `add_tokens`).
+    fn ids(self, batches: &[Vec<AddedToken>]) -> BTreeMap<String, u32> {
+        let words = u32::try_from(self.words).unwrap_or(u32::MAX);
+        let mut ids = self.found;
+        let mut last = None;
+        for batch in batches {
+            let mut next = match last {
+                Some(last) if last >= words || words == 0 => u32::saturating_add(last, 1),
+                _ => words,
+            };
+            for token in batch.iter().filter(|token| !token.content.is_empty()) {
+                let id = *ids.entry(token.content.clone()).or_insert_with(|| {
+                    next = next.saturating_add(1);
+                    next - 1
+                });
+                last = last.max(Some(id));
+            }
+        }
+        ids
+    }
+}
+
+/// Looks for `"ByteLevel"` in what passes.
+struct Watch<R> {
+    inner: R,
+    seen: usize,
+    found: bool,
+}
+
+impl<R: Read> Read for Watch<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        const WORD: &[u8] = b"\"ByteLevel\"";
+        let n = self.inner.read(buffer)?;
+        for &byte in &buffer[..n] {
+            if self.found {
+                break;
+            }
+            // The word's first letter, a quotation mark, comes again only at its end.
+            self.seen = if byte == WORD[self.seen] { self.seen + 1 } else { usize::from(byte == WORD[0]) };
+            if self.seen == WORD.len() {
+                (self.found, self.seen) = (true, 0);
+            }
+        }
+        Ok(n)
+    }
+}
+
+struct Walk<'a> {
+    outline: &'a mut Outline,
+    wanted: &'a dyn Fn(&str) -> bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "truncation" => self.outline.truncation = map.next_value()?,
+                "padding" => self.outline.padding = map.next_value()?,
+                "added_tokens" => {
+                    let list: Option<Vec<Value>> = map.next_value()?;
+                    let token = |value: Value| Some((value.get("id")?.as_u64()?, added_token(&value, None)?));
+                    let tokens = list.unwrap_or_default().into_iter().map(token);
+                    let tokens = tokens.collect::<Option<_>>();
+                    self.outline.added =
+                        tokens.ok_or_else(|| A::Error::custom("a token without id or content"))?;
+                }
+                "model" => map.next_value_seed(Model(&mut *self.outline, self.wanted))?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Model<'a>(&'a mut Outline, &'a dyn Fn(&str) -> bool);
+
+impl<'de> DeserializeSeed<'de> for Model<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Model<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a model")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "vocab" {
+                map.next_value_seed(Words(&mut *self.0, self.1))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A vocabulary: an object of ids by word, or a list of words and scores.
+struct Words<'a>(&'a mut Outline, &'a dyn Fn(&str) -> bool);
+
+impl Words<'_> {
+    fn word(&mut self, word: String, id: u32) {
+        self.0.words += 1;
+        if (self.1)(&word) {
+            self.0.found.insert(word, id);
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Words<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Words<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a vocabulary")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<(), A::Error> {
+        self.0.words = 0;
+        while let Some((word, id)) = map.next_entry()? {
+            self.word(word, id);
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
+        self.0.words = 0;
+        while let Some((word, _)) = list.next_element::<(String, IgnoredAny)>()? {
+            let id = u32::try_from(self.0.words).unwrap_or(u32::MAX);
+            self.word(word, id);
+        }
+        Ok(())
+    }
+}
