@@ -129,7 +129,7 @@ fn make(bytes: &[u8], sidecars: &Sidecars) -> std::result::Result<(Inner, Specia
         return Err("of an unknown version".into());
     }
     let pad = check_padding(&part(&raw, "truncation")?, &part(&raw, "padding")?)?;
-    let class = Class::of(sidecars, text.contains("\"ByteLevel\""));
+    let class = Class::of(sidecars, is_byte_level(bytes));
     let file = added_tokens(raw.get("added_tokens").map_or("[]", |raw| raw.get()))?;
     let specials = sidecars.special_tokens(class, &file, pad.as_deref());
     let parts = class.parts(sidecars, specials.text("unk_token"));
@@ -155,6 +155,11 @@ fn make(bytes: &[u8], sidecars: &Sidecars) -> std::result::Result<(Inner, Specia
     }
     made.set_encode_special_tokens(sidecars.flag("split_special_tokens").flatten().unwrap_or(false));
     Ok((made, specials))
+}
+
+/// Whether a tokenizer.json says `"ByteLevel"` anywhere, which is all that transformers looks for.
+fn is_byte_level(bytes: &[u8]) -> bool {
+    bytes.windows(11).any(|window| window == b"\"ByteLevel\"")
 }
 
 /// The tokens that are added to a model, in the order in which they are.

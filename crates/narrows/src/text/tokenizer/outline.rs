@@ -1,8 +1,6 @@
 //! What can be known of a tokenizer without making it: the ids of its special tokens.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -11,13 +9,13 @@ use tokenizers::AddedToken;
 
 use super::class::Class;
 use super::sidecars::{Sidecars, added_token};
-use super::{batches, check_padding};
+use super::{batches, check_padding, is_byte_level};
 use crate::error::{Error, Result};
+use crate::json;
 
 /// What a walk over tokenizer.json finds, in little memory.
 #[derive(Debug, Default)]
 pub(in crate::text) struct Outline {
-    byte_level: bool,
     added: Vec<(u64, AddedToken)>,
     truncation: Value,
     padding: Value,
@@ -28,22 +26,13 @@ pub(in crate::text) struct Outline {
 }
 
 impl Outline {
-    /// Walks over the tokenizer.json of a model directory and looks up the words that are `wanted`; `None` where
-    /// there is none.
-    fn read(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Self>> {
-        let path = dir.join("tokenizer.json");
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path, source }),
-        };
+    /// Walks over a tokenizer.json and looks up the words that are `wanted`.
+    fn read(path: &Path, bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Self> {
         let mut outline = Self::default();
-        let mut reader = Watch { inner: BufReader::new(file), seen: 0, found: false };
-        let walk = Walk { outline: &mut outline, wanted };
-        walk.deserialize(&mut serde_json::Deserializer::from_reader(&mut reader))
-            .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
-        outline.byte_level = reader.found;
-        Ok(Some(outline))
+        Walk { outline: &mut outline, wanted }
+            .deserialize(&mut serde_json::Deserializer::from_slice(bytes))
+            .map_err(|e| Error::invalid(path, format!("not a tokenizer: {e}")))?;
+        Ok(outline)
     }
 
     /// The token that ends a text, as the tokenizer itself would give it.
@@ -54,9 +43,10 @@ impl Outline {
         let sidecars = Sidecars::read(dir)?;
         // The first walk finds the tokens, which depend on the class, which depends on the file; the second finds
         // their ids in the vocabulary.
-        let Some(first) = Self::read(dir, &|_| false)? else { return Ok(None) };
         let path = dir.join("tokenizer.json");
-        let class = Class::of(&sidecars, first.byte_level);
+        let Some(bytes) = json::read_optional(&path)? else { return Ok(None) };
+        let first = Self::read(&path, &bytes, &|_| false)?;
+        let class = Class::of(&sidecars, is_byte_level(&bytes));
         let pad = check_padding(&first.truncation, &first.padding)
             .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
         let specials = sidecars.special_tokens(class, &first.added, pad.as_deref());
@@ -66,9 +56,7 @@ impl Outline {
         let batches = batches(class, &specials, first.added);
         let texts: std::collections::BTreeSet<_> =
             batches.iter().flatten().map(|token| token.content.as_str()).collect();
-        let Some(second) = Self::read(dir, &|word| word == eos || texts.contains(word))? else {
-            return Ok(None);
-        };
+        let second = Self::read(&path, &bytes, &|word| word == eos || texts.contains(word))?;
         Ok(second.ids(&batches).get(&eos).copied())
     }
 
@@ -91,31 +79,6 @@ impl Outline {
             }
         }
         ids
-    }
-}
-
-/// Looks for `"ByteLevel"` in what passes.
-struct Watch<R> {
-    inner: R,
-    seen: usize,
-    found: bool,
-}
-
-impl<R: Read> Read for Watch<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        const WORD: &[u8] = b"\"ByteLevel\"";
-        let n = self.inner.read(buffer)?;
-        for &byte in &buffer[..n] {
-            if self.found {
-                break;
-            }
-            // The word's first letter, a quotation mark, comes again only at its end.
-            self.seen = if byte == WORD[self.seen] { self.seen + 1 } else { usize::from(byte == WORD[0]) };
-            if self.seen == WORD.len() {
-                (self.found, self.seen) = (true, 0);
-            }
-        }
-        Ok(n)
     }
 }
 
