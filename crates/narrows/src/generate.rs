@@ -21,6 +21,13 @@ pub enum Prompt {
     Chat(Vec<Message>, ChatOptions),
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Token ids of a text or a chat: [`Prompt::encoded`] makes them.
+    Encoded {
+        /// What the model is given.
+        tokens: Vec<u32>,
+        /// Whether it answers them, as a chat, or goes on with them.
+        reply: bool,
+    },
 }
 
 impl Prompt {
@@ -41,8 +48,21 @@ impl Prompt {
                 // The template writes the special tokens itself.
                 text.encode(&template.render(messages, options)?, false)
             }
-            Self::Tokens(tokens) => Ok(tokens.clone()),
+            Self::Tokens(tokens) | Self::Encoded { tokens, .. } => Ok(tokens.clone()),
         }
+    }
+
+    /// The same prompt, rendered and encoded, so that it need not be again.
+    ///
+    /// # Errors
+    /// As [`Prompt::tokens`].
+    pub fn encoded(self, text: Option<&Text>) -> Result<Self> {
+        let reply = match self {
+            Self::Text(_) => false,
+            Self::Chat(..) => true,
+            Self::Tokens(_) | Self::Encoded { .. } => return Ok(self),
+        };
+        Ok(Self::Encoded { tokens: self.tokens(text)?, reply })
     }
 }
 
@@ -242,7 +262,8 @@ impl Engine {
         let eos = if request.ignore_eos { Vec::new() } else { self.eos_token_ids(text)? };
         let as_text = !matches!(request.prompt, Prompt::Tokens(_)) || !request.stop.is_empty();
         // Raw text goes on in the middle of a sentence, where a leading space counts; a reply starts anew.
-        let context = if matches!(request.prompt, Prompt::Text(_)) { prompt } else { &[] };
+        let goes_on = matches!(request.prompt, Prompt::Text(_) | Prompt::Encoded { reply: false, .. });
+        let context = if goes_on { prompt } else { &[] };
         sequence.announce(prompt.len());
         Ok(Running {
             pending: prompt[sequence.len()..].to_vec(),

@@ -85,11 +85,7 @@ fn as_transformers_makes_them() {
         let names: Vec<_> = case.specials.keys().map(String::as_str).collect();
         let template: String = names.iter().map(|name| format!("{{{{ {name} }}}} ")).collect();
         std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
-        let options = narrows::ChatOptions {
-            add_generation_prompt: true,
-            now: chrono::NaiveDateTime::default(),
-            variables: BTreeMap::new(),
-        };
+        let options = narrows::ChatOptions::new(std::time::SystemTime::UNIX_EPOCH, 0);
         let printed = text.chat_template().unwrap().unwrap().render(&[], &options).unwrap();
         let want: String = case.specials.values().map(|text| format!("{text} ")).collect();
         same("special tokens", printed, want);

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use narrows::{
     ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model, Prompt, Request,
@@ -259,10 +259,13 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
             vec![request(prompt, default_new)]
         }
     };
-    let lengths = requests
-        .iter()
-        .map(|request| Ok(request.prompt.tokens(text.as_deref())?.len()))
-        .collect::<Result<Vec<_>>>()?;
+    let mut lengths = Vec::with_capacity(requests.len());
+    for request in &mut requests {
+        // A template is run and a text encoded once.
+        let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
+        request.prompt = prompt.encoded(text.as_deref())?;
+        lengths.push(request.prompt.tokens(text.as_deref())?.len());
+    }
     if let (Some(most), None, None) = (defaults.max_length, defaults.max_new_tokens, args.max_new_tokens) {
         for (request, prompt) in requests.iter_mut().zip(&lengths) {
             request.max_new_tokens = request.max_new_tokens.min(most.saturating_sub(*prompt));
@@ -302,8 +305,7 @@ fn generate(
     mut notes: Vec<String>,
 ) -> Result<()> {
     let interrupt = Interrupt::listen();
-    let to_stdout =
-        !output.json && matches!(requests, [Request { prompt: Prompt::Text(_) | Prompt::Chat(..), .. }]);
+    let to_stdout = !output.json && matches!(requests, [Request { prompt: Prompt::Encoded { .. }, .. }]);
     let stdout = RefCell::new(Ok(()));
     // On a terminal the text itself shows how far it is.
     let quiet = to_stdout && std::io::stdout().is_terminal();
@@ -527,9 +529,12 @@ fn messages(system: Option<&str>, text: String) -> Vec<Message> {
 }
 
 pub(super) fn chat_options() -> ChatOptions {
-    ChatOptions {
-        add_generation_prompt: true,
-        now: chrono::Local::now().naive_local(),
-        variables: std::collections::BTreeMap::new(),
-    }
+    let now = SystemTime::now();
+    let seconds = match now.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, i64::wrapping_neg),
+    };
+    let utc = chrono::DateTime::from_timestamp(seconds, 0);
+    let offset = utc.map_or(0, |utc| utc.with_timezone(&chrono::Local).offset().local_minus_utc());
+    ChatOptions::new(now, offset)
 }

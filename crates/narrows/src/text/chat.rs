@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use chrono::NaiveDateTime;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::template::{self, Input};
 use crate::error::{Error, Result};
 use crate::json::{self, Fields};
 
@@ -30,13 +29,24 @@ impl Message {
 
 /// What a template may ask for besides the messages.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ChatOptions {
     /// Whether the text ends where the assistant is to speak.
     pub add_generation_prompt: bool,
-    /// Local time, for templates that print the date.
-    pub now: NaiveDateTime,
+    /// The time, for templates that print the date.
+    pub now: SystemTime,
+    /// Seconds by which local time is ahead of UTC.
+    pub utc_offset: i32,
     /// Further variables, such as `enable_thinking`.
-    pub variables: BTreeMap<String, serde_json::Value>,
+    pub variables: BTreeMap<String, Value>,
+}
+
+impl ChatOptions {
+    /// For a reply at `now`, where local time is `utc_offset` seconds ahead of UTC.
+    #[must_use]
+    pub const fn new(now: SystemTime, utc_offset: i32) -> Self {
+        Self { add_generation_prompt: true, now, utc_offset, variables: BTreeMap::new() }
+    }
 }
 
 /// The Jinja template that turns messages into one text.
@@ -61,9 +71,9 @@ impl ChatTemplate {
         let Some(config) = Fields::read_optional(&config_path)? else { return Ok(None) };
         let source = match config.get("chat_template") {
             None => return Ok(None),
-            Some(serde_json::Value::String(source)) => Some(source.clone()),
+            Some(Value::String(source)) => Some(source.clone()),
             // Several templates by name; `default` is the one without tools or documents.
-            Some(serde_json::Value::Array(list)) => list
+            Some(Value::Array(list)) => list
                 .iter()
                 .find(|entry| entry.get("name").and_then(|name| name.as_str()) == Some("default"))
                 .and_then(|entry| Some(entry.get("template")?.as_str()?.to_owned())),
@@ -85,110 +95,31 @@ impl ChatTemplate {
 
     /// The text of a chat.
     ///
+    /// What a template may take is bounded: about a second, a few hundred MiB, 16 MiB of text besides twice what it
+    /// is given.
+    ///
     /// # Errors
-    /// The template does not parse, refuses the messages (`raise_exception`), or uses something unknown.
+    /// The template does not parse, refuses the messages (`raise_exception`), uses something that is not supported,
+    /// or takes too much.
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
-        let mut environment = self.environment()?;
-        let now = options.now;
-        environment.add_function("strftime_now", move |format: String| -> std::result::Result<String, _> {
-            let mut text = String::new();
-            let items = chrono::format::StrftimeItems::new(&format);
-            std::fmt::Write::write_fmt(&mut text, format_args!("{}", now.format_with_items(items))).map_err(
-                |_| minijinja::Error::new(ErrorKind::InvalidOperation, "strftime_now: bad format"),
-            )?;
-            Ok(text)
-        });
-        // The caller's variables win over special tokens, and what a chat is made of wins over both.
-        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
-        variables.extend(self.special_tokens.iter().map(|(key, text)| (key.as_str(), Value::from(text))));
-        variables
-            .extend(options.variables.iter().map(|(key, value)| (key.as_str(), Value::from(Serde(value)))));
-        variables.insert("messages", Value::from(Serde(messages)));
-        variables.insert("add_generation_prompt", Value::from(options.add_generation_prompt));
-        for absent in ["tools", "documents"] {
-            variables.entry(absent).or_insert_with(|| Value::from(()));
-        }
-        let variables = Value::from(variables);
-        environment
-            .template_from_str(&self.source)
-            .and_then(|template| template.render(variables))
-            .map_err(|e| self.error(&e))
-    }
-
-    fn environment(&self) -> Result<Environment<'static>> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| self.error(&e))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_filter("tojson", to_json);
-        // Templates are small programs from strangers: bound them. Ten million instructions render in seconds.
-        environment.set_fuel(Some(10_000_000));
-        Ok(environment)
-    }
-
-    fn error(&self, e: &minijinja::Error) -> Error {
-        Error::invalid(&self.path, format!("chat template: {e}"))
-    }
-}
-
-/// `json.dumps(value, ensure_ascii=False)` of Python: `", "` and `": "` between items, nothing escaped for HTML.
-fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let sort_keys: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-    let fail = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut value = serde_json::to_value(value).map_err(fail)?;
-    if sort_keys == Some(true) {
-        value.sort_all_objects();
-    }
-    let mut out = Vec::new();
-    match indent {
-        Some(n) => {
-            let spaces = " ".repeat(n);
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-                .map_err(fail)?;
-        }
-        None => {
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonSpacing))
-                .map_err(fail)?;
-        }
-    }
-    String::from_utf8(out).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))
-}
-
-struct PythonSpacing;
-
-impl serde_json::ser::Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(b": ")
+        let message = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
+        let messages = Value::Array(messages.iter().map(message).collect());
+        let prompt = Value::Bool(options.add_generation_prompt);
+        let texts: Vec<_> =
+            self.special_tokens.iter().map(|(name, text)| (name, Value::String(text.clone()))).collect();
+        // What a chat is made of wins over the caller's variables, and these win over special tokens.
+        let mut variables = vec![("messages", &messages), ("add_generation_prompt", &prompt)];
+        variables.extend(options.variables.iter().map(|(name, value)| (name.as_str(), value)));
+        variables.extend(["tools", "documents"].map(|name| (name, &Value::Null)));
+        variables.extend(texts.iter().map(|(name, text)| (name.as_str(), text)));
+        let input = Input { variables, now: (options.now, options.utc_offset) };
+        template::render(&self.source, &input)
+            .map_err(|why| Error::invalid(&self.path, format!("chat template: {why}")))
     }
 }
 
 /// `{% generation %}` marks what the assistant said, for training: it changes nothing in the text. It becomes
-/// a block that minijinja knows, with the same trimming of white space.
+/// a block that the parser knows, with the same trimming of white space and names of its own.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -202,8 +133,8 @@ fn without_generation_tags(source: &str) -> String {
         let (tag, after) = tag.split_at(end + 2);
         let word = tag[2..end].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            "generation" => out.push_str(&tag.replace("generation", "with")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endwith")),
             _ => out.push_str(tag),
         }
         rest = after;
@@ -219,7 +150,7 @@ mod tests {
     fn generation_tags_become_plain_blocks() {
         assert_eq!(
             without_generation_tags("a{%- generation %}b{% endgeneration -%}c{% if x %}d"),
-            "a{%- if true %}b{% endif -%}c{% if x %}d"
+            "a{%- with %}b{% endwith -%}c{% if x %}d"
         );
         assert_eq!(without_generation_tags("{% open"), "{% open");
     }

@@ -2,6 +2,7 @@
 
 mod chat;
 mod stream;
+mod template;
 mod tokenizer;
 
 use std::collections::BTreeMap;
