@@ -117,7 +117,8 @@ impl Failure {
             Self::Model(E::Shard(error)) | Self::Shard(error) => match error {
                 S::NotFound { .. } => 3,
                 S::Invalid { .. } => 4,
-                S::Io { .. } | S::NoSpace { .. } | S::Checksum { .. } => 9,
+                S::Io { .. } | S::NoSpace { .. } | S::Checksum { .. } | S::Changed { .. } => 9,
+                S::Overlap { .. } => 2,
                 _ => 1,
             },
             Self::Model(error) if error.is_device_memory() => 5,

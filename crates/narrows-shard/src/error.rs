@@ -80,6 +80,22 @@ pub enum Error {
         path: PathBuf,
         /// What differs.
         problem: String,
+        /// Whether it may hold the only copy of something: it is finished, or has consumed files of its source.
+        keep: bool,
+    },
+
+    /// A weight file is not what it was when the model was opened.
+    #[error("{}: changed while in use, so what was computed meanwhile may be wrong", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The caller asked to stop.
+    #[error("{}: stopped", path.display())]
+    Cancelled {
+        /// The output directory.
+        path: PathBuf,
     },
 
     /// The output directory is the source, inside it or around it.
@@ -99,6 +115,17 @@ pub enum Error {
     },
 }
 
+/// Whether the system refused to open one more file.
+fn too_many_open(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error());
+    #[cfg(not(unix))]
+    {
+        let _ = error;
+        false
+    }
+}
+
 impl Error {
     /// What to do about it, where there is something to do.
     #[must_use]
@@ -110,8 +137,16 @@ impl Error {
             }
             Self::Checksum { .. } => Some("the disk may be failing; pack the model again"),
             Self::OutputNotEmpty { .. } | Self::Overlap { .. } => Some("name a new directory for the pack"),
-            Self::DifferentPack { .. } => Some("delete that directory, or name a new one for the pack"),
-            Self::Io { .. } | Self::Locked { .. } => None,
+            Self::DifferentPack { keep: true, .. } => Some(
+                "keep that directory, which may hold the only copy of what it was packed from; name a new one for the pack",
+            ),
+            Self::DifferentPack { keep: false, .. } => {
+                Some("name a new directory for the pack; what was begun there has consumed nothing")
+            }
+            Self::Io { source, .. } if too_many_open(source) => Some(
+                "this process may not open as many files as the model has: raise the limit (`ulimit -n`)",
+            ),
+            Self::Io { .. } | Self::Locked { .. } | Self::Changed { .. } | Self::Cancelled { .. } => None,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use crate::checkpoint;
 use crate::header::{self, FILLER_PREFIX, Header};
@@ -33,9 +35,16 @@ pub struct WeightFile {
     pub len: Bytes,
     /// Whether an interrupted pack has consumed it, so that only its header is left.
     consumed: bool,
+    /// When it was changed last, as it was when it was opened.
+    modified: Option<SystemTime>,
 }
 
 impl WeightFile {
+    fn new(path: PathBuf, len: u64, consumed: bool) -> Self {
+        let modified = if consumed { None } else { modified(&path) };
+        Self { path, len: Bytes(len), consumed, modified }
+    }
+
     /// Its name in the directory.
     #[must_use]
     pub fn name(&self) -> String {
@@ -100,7 +109,7 @@ impl WeightFiles {
                 let other = weights.files[other.file].path.display();
                 return Err(Error::invalid(&path, format!("holds the tensor {name:?}, as does {other}")));
             }
-            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header);
+            weights.add(WeightFile::new(path, len, false), header);
         }
         for sidecar in &manifest.sidecars {
             verify_file(dir, sidecar, &mut |_| {})?;
@@ -116,7 +125,7 @@ impl WeightFiles {
             let path = dir.join(name);
             let len = existing_file(&path, found.named_by)?;
             let header = read_header(&path, len)?;
-            weights.add(WeightFile { path, len: Bytes(len), consumed: false }, header);
+            weights.add(WeightFile::new(path, len, false), header);
         }
         Ok(weights)
     }
@@ -130,7 +139,7 @@ impl WeightFiles {
             let path = dir.join(&stamp.name);
             let header = header::parse_json(&path, json, stamp.size.get())?;
             let consumed = journal.is_consumed(&stamp.name);
-            weights.add(WeightFile { path, len: stamp.size, consumed }, header);
+            weights.add(WeightFile::new(path, stamp.size.get(), consumed), header);
         }
         Ok(weights)
     }
@@ -221,31 +230,67 @@ impl WeightFiles {
         self.tensors.values().map(Tensor::bytes).sum()
     }
 
-    /// Opens the files for reading.
+    /// Whether all files are what they were when they were opened, by their sizes and times: who has read them since has
+    /// then read one model.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if one cannot be opened, [`Error::Invalid`] if its length is no longer what it was.
-    pub fn reader(&self) -> Result<Reader, Error> {
-        let open = |weight_file: &WeightFile| {
-            let path = weight_file.path.clone();
-            if weight_file.consumed {
-                return Ok((path, None));
-            }
-            let (file, len) = open_file(&path)?;
-            if Bytes(len) != weight_file.len {
-                return Err(changed(&path));
-            }
-            Ok((path, Some(PositionalFile::new(file))))
+    /// [`Error::Changed`] if one is not.
+    pub fn unchanged(&self) -> Result<(), Error> {
+        let changed = |file: &&WeightFile| {
+            let len = std::fs::metadata(&file.path).ok().map(|found| Bytes(found.len()));
+            !file.consumed && (len != Some(file.len) || modified(&file.path) != file.modified)
         };
-        let files = self.files.iter().map(open).collect::<Result<_, _>>()?;
+        match self.files.iter().find(changed) {
+            Some(file) => Err(Error::Changed { path: file.path.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What reads the files. Each is opened when something of it is read first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if one cannot be looked at, [`Error::Invalid`] if its length is no longer what it was.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let look = |weight_file: &WeightFile| {
+            let WeightFile { path, len, consumed, .. } = weight_file;
+            if !consumed && Bytes(require_file(path)?) != *len {
+                return Err(changed(path));
+            }
+            Ok(OpenFile { path: path.clone(), len: *len, gone: *consumed, file: OnceLock::new() })
+        };
+        let files = self.files.iter().map(look).collect::<Result<_, _>>()?;
         Ok(Reader { files })
     }
 }
 
-/// The opened files of a [`WeightFiles`].
+/// The files of a [`WeightFiles`], as far as they were needed open.
 pub struct Reader {
-    files: Vec<(PathBuf, Option<PositionalFile>)>,
+    files: Vec<OpenFile>,
+}
+
+struct OpenFile {
+    path: PathBuf,
+    len: Bytes,
+    gone: bool,
+    file: OnceLock<PositionalFile>,
+}
+
+impl OpenFile {
+    fn get(&self) -> Result<&PositionalFile, Error> {
+        if self.gone {
+            return Err(Error::not_found(&self.path, "consumed by a pack that is not finished"));
+        }
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let (file, len) = open_file(&self.path)?;
+        if Bytes(len) != self.len {
+            return Err(changed(&self.path));
+        }
+        Ok(self.file.get_or_init(|| PositionalFile::new(file)))
+    }
 }
 
 impl Reader {
@@ -255,40 +300,48 @@ impl Reader {
     ///
     /// [`Error::Invalid`] if that is not within the tensor, [`Error::Io`] if the bytes cannot be read.
     pub fn read(&self, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        let Some((path, file)) = self.files.get(tensor.file) else {
+        let Some(opened) = self.files.get(tensor.file) else {
             return Err(Error::invalid(Path::new(""), format!("there is no weight file {}", tensor.file)));
         };
+        let path = &opened.path;
         let len = buf.len() as u64;
         let size = tensor.range.end.saturating_sub(tensor.range.start);
         if offset.checked_add(len).is_none_or(|end| end > size) {
             let problem = format!("read of {len} bytes at {offset} in a tensor of {size} bytes");
             return Err(Error::invalid(path, problem));
         }
-        let Some(file) = file else {
-            return Err(Error::not_found(path, "consumed by a pack that is not finished"));
-        };
+        let file = opened.get()?;
         let start = tensor.range.start + offset;
         file.read_exact_at(buf, start)
             .map_err(|e| Error::io(path, format!("read {len} bytes at offset {start}"))(e))
+    }
+
+    /// Closes all files; what is read afterwards opens them again.
+    pub fn release(&mut self) {
+        for opened in &mut self.files {
+            opened.file = OnceLock::new();
+        }
     }
 }
 
 impl Reader {
     /// The file that holds `tensor`.
     pub(crate) fn path(&self, tensor: &Tensor) -> Option<&Path> {
-        self.files.get(tensor.file).map(|(path, _)| path.as_path())
+        self.files.get(tensor.file).map(|opened| opened.path.as_path())
     }
 
     /// Closes a file, which after it is deleted is what gives its space back.
     pub(crate) fn close(&mut self, file: usize) {
-        if let Some((_, file)) = self.files.get_mut(file) {
-            *file = None;
+        if let Some(opened) = self.files.get_mut(file) {
+            opened.gone = true;
+            opened.file = OnceLock::new();
         }
     }
 
     /// Asks the kernel to start reading this part of `tensor`.
     pub(crate) fn will_need(&self, tensor: &Tensor, offset: u64, len: u64) {
-        if let Some((_, Some(file))) = self.files.get(tensor.file) {
+        // A hint: whoever reads says what is wrong.
+        if let Some(Ok(file)) = self.files.get(tensor.file).map(OpenFile::get) {
             file.will_need(tensor.range.start + offset, len);
         }
     }
@@ -303,6 +356,11 @@ fn existing_file(path: &Path, named_by: &str) -> Result<u64, Error> {
         }
         _ => require_file(path),
     }
+}
+
+/// When a file was changed last, where the system says.
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).ok()?.modified().ok()
 }
 
 fn read_header(path: &Path, len: u64) -> Result<Header, Error> {

@@ -41,6 +41,7 @@ pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
 pub use narrows_bytes::Bytes;
 pub use pack::{
     Layout, PackOptions, PackReport, Progress, ShardLayout, Step, available_space, open_source, pack,
+    pack_until,
 };
 pub use safetensors::Dtype;
 pub use sidecar::read_sidecar;

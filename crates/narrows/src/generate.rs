@@ -374,6 +374,8 @@ impl Engine {
         }
         stats.wall = start.elapsed();
         stats.bytes_read = self.bytes_read();
+        // Weights that were written to meanwhile were not one model.
+        self.model().unchanged()?;
         Ok(stats)
     }
 }

@@ -65,6 +65,13 @@ impl WeightReader {
             Self::Made(made) => made.read(tensor.file, tensor.range.start + offset, buf),
         }
     }
+
+    /// Closes its files until they are read again.
+    pub(crate) fn release(&mut self) {
+        if let Self::Files(reader) = self {
+            reader.release();
+        }
+    }
 }
 
 /// A weight and where it lies.
@@ -200,6 +207,17 @@ impl Model {
             Source::Described(name) | Source::Made { name, .. } => {
                 Err(Error::NoFiles { model: name.clone() })
             }
+        }
+    }
+
+    /// Whether the files are still those that were opened, by their sizes and times.
+    ///
+    /// # Errors
+    /// [`narrows_shard::Error::Changed`] if one was written to since.
+    pub fn unchanged(&self) -> Result<()> {
+        match &self.source {
+            Source::Files(files) => Ok(files.unchanged()?),
+            Source::Described(_) | Source::Made { .. } => Ok(()),
         }
     }
 

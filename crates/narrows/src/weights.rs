@@ -43,7 +43,8 @@ impl<B: Backend> Weights<B> {
         stream: Stream<B::Memory>,
         backend: &mut B,
     ) -> Result<Self> {
-        let reader = model.reader()?;
+        let mut reader = model.reader()?;
+        let mut open = None;
         let cpu = Cpu::new(1)?;
         let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
             .take(model.architecture().layers)
@@ -51,6 +52,10 @@ impl<B: Backend> Weights<B> {
         let mut final_norm = None;
         let mut bytes_read = 0;
         for located in model.vectors() {
+            // Beside the files of the stream one is open: there may be hundreds, and limits are low.
+            if open.replace(located.tensor.file) != Some(located.tensor.file) {
+                reader.release();
+            }
             let len = located.tensor.shape.iter().product();
             let mut bytes = vec![0; row_bytes(located.encoding, len)?];
             reader.read(&located.tensor, 0, &mut bytes)?;
@@ -63,6 +68,7 @@ impl<B: Backend> Weights<B> {
                 _ => final_norm = vector,
             }
         }
+        reader.release();
         let table = model.embedding().clone();
         let row_bytes = row_bytes(table.encoding, model.architecture().hidden_size)?;
         Ok(Self {

@@ -1,6 +1,7 @@
 //! Deleting the source, file by file, once what it held is durable and verified.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::Disk;
@@ -13,8 +14,8 @@ pub(crate) struct Consumable {
     /// Its index in the source.
     pub(crate) file: usize,
     path: PathBuf,
-    /// What `path` links to, if it is a link into a Hugging Face cache and nothing else links there.
-    blob: Option<PathBuf>,
+    /// What `path` links to, if it is a link into a Hugging Face cache.
+    blob: Option<Blob>,
     /// How much space that gives back to the file system of the pack.
     pub(crate) frees: Bytes,
     /// The shard after which nothing needs it.
@@ -34,9 +35,9 @@ pub(crate) fn consumables(source: &WeightFiles, plan: &Plan, out: &Path) -> Resu
         let (Some(last_shard), Ok(found)) = (last_shard, file.path.symlink_metadata()) else { continue };
         let path = file.path.clone();
         let (blob, frees) = if found.is_symlink() {
-            let blob = own_blob(source.dir(), &path)?;
-            let frees = blob.as_deref().map_or(Bytes(0), |blob| frees(blob, out));
-            (blob, frees)
+            let blob = blob_of(source.dir(), &path)?;
+            let frees = if blob.is_shared(&path)? { Bytes(0) } else { frees(&blob.path, out) };
+            (Some(blob), frees)
         } else {
             (None, frees(&path, out))
         };
@@ -55,8 +56,13 @@ pub(crate) fn consumables(source: &WeightFiles, plan: &Plan, out: &Path) -> Resu
 impl Consumable {
     /// Deletes it durably. If that is interrupted, doing it again completes it.
     pub(crate) fn delete(&self, disk: &dyn Disk) -> Result<(), Error> {
+        // Asked again, since another snapshot may have come.
+        let blob = match &self.blob {
+            Some(blob) if !blob.is_shared(&self.path)? => Some(&blob.path),
+            _ => None,
+        };
         // The link last: without it, nobody would know the blob.
-        for path in self.blob.iter().chain([&self.path]) {
+        for path in blob.into_iter().chain([&self.path]) {
             if path.symlink_metadata().is_ok() {
                 disk.remove(path).map_err(Error::io(path, "delete it"))?;
             }
@@ -68,11 +74,18 @@ impl Consumable {
     }
 }
 
-/// The blob that `link` in the snapshot `dir` of a Hugging Face cache points to; `None` if others share it.
+/// A file of a Hugging Face cache to which snapshots link.
+struct Blob {
+    path: PathBuf,
+    /// The directory of all repositories.
+    cache: PathBuf,
+}
+
+/// The blob that `link` in the snapshot `dir` of a Hugging Face cache leads to.
 ///
 /// Any other link leads to a file that somebody put elsewhere on purpose; deleting that would be a surprise,
 /// and deleting the link would free nothing.
-fn own_blob(dir: &Path, link: &Path) -> Result<Option<PathBuf>, Error> {
+fn blob_of(dir: &Path, link: &Path) -> Result<Blob, Error> {
     let refused = || {
         Error::invalid(
             link,
@@ -80,25 +93,55 @@ fn own_blob(dir: &Path, link: &Path) -> Result<Option<PathBuf>, Error> {
         )
     };
     let snapshot = dir.canonicalize().map_err(Error::io(dir, "resolve it"))?;
-    let snapshots = snapshot.parent().ok_or_else(refused)?;
-    let blobs = snapshots.parent().ok_or_else(refused)?.join("blobs");
+    let repository = snapshot.parent().and_then(Path::parent).ok_or_else(refused)?;
+    let blobs = repository.join("blobs");
     let target = fs::read_link(link).map_err(Error::io(link, "resolve it"))?;
     // The blob itself may be gone already, its directory not.
     let target_dir = target.parent().and_then(|parent| snapshot.join(parent).canonicalize().ok());
     let (Some(name), true) = (target.file_name(), target_dir.as_ref() == Some(&blobs)) else {
         return Err(refused());
     };
-    let list = |dir: &Path| fs::read_dir(dir).map_err(Error::io(dir, "list it"));
-    for other in list(snapshots)?.flatten().filter(|entry| entry.path().is_dir()) {
-        for entry in list(&other.path())?.flatten() {
-            let is_this = other.path() == snapshot && Some(entry.file_name().as_os_str()) == link.file_name();
-            let shares = fs::read_link(entry.path()).is_ok_and(|target| target.file_name() == Some(name));
-            if shares && !is_this {
-                return Ok(None);
+    let path = blobs.join(name);
+    // A blob that is a link itself is kept elsewhere.
+    if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(refused());
+    }
+    Ok(Blob { path, cache: repository.parent().unwrap_or(repository).to_owned() })
+}
+
+impl Blob {
+    /// Whether any link of the cache but `link` leads to it: of any repository and snapshot, in folders of any depth,
+    /// directly or by way of other links.
+    fn is_shared(&self, link: &Path) -> Result<bool, Error> {
+        let Ok(blob) = self.path.canonicalize() else { return Ok(false) };
+        let own_dir = link.parent().and_then(|dir| dir.canonicalize().ok());
+        let is_own =
+            |path: &Path| path.file_name() == link.file_name() && path.parent() == own_dir.as_deref();
+        let mut dirs = vec![self.cache.clone()];
+        while let Some(dir) = dirs.pop() {
+            let failed = |e| Error::io(&dir, "list it")(e);
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                // Gone meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                let kind = entry.file_type().map_err(failed)?;
+                let path = entry.path();
+                if kind.is_dir() {
+                    dirs.push(path);
+                } else if kind.is_symlink()
+                    && !is_own(&path)
+                    && path.canonicalize().is_ok_and(|to| to == blob)
+                {
+                    return Ok(true);
+                }
             }
         }
+        Ok(false)
     }
-    Ok(Some(blobs.join(name)))
 }
 
 #[cfg(unix)]

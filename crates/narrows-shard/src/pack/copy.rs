@@ -1,7 +1,8 @@
 //! Streaming the bytes of a shard or sidecar through one buffer; what is to be quantised goes through another first.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::Path;
 
 use super::disk::Disk;
 use super::plan::{PlacedTensor, PlannedFile, Quantise, Shard, Sidecar};
@@ -70,6 +71,42 @@ impl<'a> Copier<'a> {
             PlannedFile::Sidecar(sidecar) => self.sidecar(sidecar, emit),
             PlannedFile::Shard(shard) => self.shard(shard, emit),
         }
+    }
+
+    /// Whether the finished file at `path` holds what `file` would be made of now; of a shard, those parts that come from
+    /// files of the source for which `from` says so.
+    pub(crate) fn made(
+        &mut self,
+        file: PlannedFile<'_>,
+        path: &Path,
+        from: &dyn Fn(usize) -> bool,
+    ) -> Result<bool, Error> {
+        let failed = |e| Error::io(path, "read it")(e);
+        let (mut there, _) = open_file(path)?;
+        let mut found = Vec::new();
+        let mut same = true;
+        match file {
+            PlannedFile::Sidecar(sidecar) => self.sidecar(sidecar, &mut |bytes| {
+                found.resize(bytes.len(), 0);
+                same &= there.read_exact(&mut found).is_ok() && found == bytes;
+                Ok(())
+            })?,
+            PlannedFile::Shard(shard) => {
+                let mut at = shard.header.len() as u64;
+                for piece in &pieces(shard) {
+                    if same && piece.source().is_some_and(|(tensor, ..)| from(tensor.file)) {
+                        self.buffer.clear();
+                        self.append(piece)?;
+                        found.resize(self.buffer.len(), 0);
+                        there.seek(SeekFrom::Start(at)).map_err(failed)?;
+                        there.read_exact(&mut found).map_err(failed)?;
+                        same = found == self.buffer;
+                    }
+                    at += piece.len() as u64;
+                }
+            }
+        }
+        Ok(same)
     }
 
     fn shard(&mut self, shard: &Shard, emit: Emit<'_>) -> Result<(), Error> {

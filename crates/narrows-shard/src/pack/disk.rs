@@ -12,8 +12,22 @@ pub(crate) trait Disk {
         fs::create_dir(path)
     }
 
+    /// Makes a new file: whatever is there already is no file of ours, and a link leads to something else.
     fn create(&self, path: &Path) -> io::Result<File> {
-        File::create(path)
+        File::options().write(true).create_new(true).open(path)
+    }
+
+    /// Opens the lock file, or makes it. It follows no link and leaves what is in a file.
+    fn open_lock(&self, path: &Path) -> io::Result<File> {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{Mode, OFlags};
+
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            Ok(File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o666))?))
+        }
+        #[cfg(not(unix))]
+        File::options().read(true).write(true).create(true).truncate(false).open(path)
     }
 
     fn write(&self, _path: &Path, mut file: &File, bytes: &[u8]) -> io::Result<()> {

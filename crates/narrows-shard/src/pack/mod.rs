@@ -17,13 +17,17 @@ mod run;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::checksum::Checksummer;
 use crate::manifest::Source;
 use crate::verify::{require_size, verify_file};
-use crate::{Bytes, Encoding, Error, MANIFEST, Manifest, PackedFile, SourceFile, WeightFiles};
+use crate::{
+    Bytes, Encoding, Error, MANIFEST, Manifest, PackedFile, Reader, SourceFile, Tensor, WeightFiles,
+};
 
 use copy::Copier;
 pub use disk::available_space;
@@ -96,7 +100,7 @@ pub fn open_source(dir: &Path, out: &Path) -> Result<WeightFiles, Error> {
     {
         return match journal.changed_source(dir)? {
             None => WeightFiles::open_journaled(dir, &journal),
-            Some(problem) => Err(Error::DifferentPack { path: out.to_owned(), problem }),
+            Some(problem) => Err(journal.different(out, problem)),
         };
     }
     if was_consumed_into(dir, out)? { WeightFiles::open(out) } else { WeightFiles::open(dir) }
@@ -142,7 +146,50 @@ pub fn pack(
     options: &PackOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PackReport, Error> {
-    pack_on(&RealDisk, source, layout, out, options, progress)
+    pack_until(source, layout, out, options, &AtomicBool::new(false), progress)
+}
+
+/// As [`pack()`], until `cancel` is set: then what is being written is given up and removed, and what is finished stays
+/// for a further call, as after any interruption.
+///
+/// # Errors
+///
+/// Those of [`pack()`], and [`Error::Cancelled`].
+pub fn pack_until(
+    source: &WeightFiles,
+    layout: &Layout,
+    out: &Path,
+    options: &PackOptions,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<PackReport, Error> {
+    let disk = Cancelled { cancel, out };
+    match pack_on(&disk, source, layout, out, options, progress) {
+        Err(_) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled { path: out.to_owned() }),
+        result => result,
+    }
+}
+
+/// The disk of a caller who may want to stop: it reads and writes no more then.
+struct Cancelled<'a> {
+    cancel: &'a AtomicBool,
+    out: &'a Path,
+}
+
+impl Disk for Cancelled<'_> {
+    fn write(&self, path: &Path, file: &File, bytes: &[u8]) -> io::Result<()> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => RealDisk.write(path, file, bytes),
+        }
+    }
+
+    fn read(&self, reader: &Reader, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(Error::Cancelled { path: self.out.to_owned() }),
+            false => RealDisk.read(reader, tensor, offset, buf),
+        }
+    }
 }
 
 fn pack_on(
@@ -202,6 +249,7 @@ fn compare(
     let different = |problem: String| Error::DifferentPack {
         path: out.dir().to_owned(),
         problem: format!("a finished one; {problem}"),
+        keep: true,
     };
     // The last step of the run that wrote this pack, in case that one was interrupted in front of it.
     let journal = Journal::read(out.dir())?;

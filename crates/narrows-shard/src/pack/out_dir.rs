@@ -182,7 +182,15 @@ fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<bool, Error> {
 fn lock(disk: &dyn Disk, dir: &Path) -> Result<File, Error> {
     let path = dir.join(LOCK);
     loop {
-        let file = disk.create(&path).map_err(Error::io(&path, "create it"))?;
+        // A lock file of ours is empty; what else has its name is not ours to lock, and later to delete.
+        let foreign = || Error::OutputNotEmpty { path: dir.to_owned(), found: LOCK.to_owned() };
+        if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(foreign());
+        }
+        let file = disk.open_lock(&path).map_err(Error::io(&path, "create it"))?;
+        if !file.metadata().is_ok_and(|found| found.is_file() && found.len() == 0) {
+            return Err(foreign());
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
@@ -198,7 +206,7 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<File, Error> {
 #[cfg(unix)]
 fn is_still_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
+    match (file.metadata(), path.symlink_metadata()) {
         (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
         _ => false,
     }

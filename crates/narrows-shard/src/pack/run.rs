@@ -12,7 +12,7 @@ use super::plan::{Plan, PlannedFile};
 use super::{PackReport, describe};
 use crate::manifest::{FORMAT, VERSION_ENCODED, VERSION_VERBATIM};
 use crate::small::changed;
-use crate::verify::{require_size, verify_file};
+use crate::verify::verify_file;
 use crate::{Bytes, Checksum, Error, MANIFEST, Manifest, WeightFiles};
 
 /// What one file takes of a file system beyond its bytes, at most.
@@ -47,7 +47,7 @@ impl<'a> Run<'a> {
             None => Journal::begin(source, plan)?,
         };
         if let Some(problem) = journal.mismatch(source, plan)? {
-            return Err(Error::DifferentPack { path: out.dir().to_owned(), problem });
+            return Err(journal.different(out.dir(), problem));
         }
         let consumables = if consume { consumables(source, plan, out.dir())? } else { Vec::new() };
         let resumed = journal.finished.iter().map(|file| file.size).sum();
@@ -84,14 +84,17 @@ impl<'a> Run<'a> {
             out.remove(&format!("{name}{PARTIAL}"))?;
         }
         self.check_space()?;
-        self.check_finished()?;
-        self.write_journal()?;
-
         let bytes: Bytes = plan.files().map(PlannedFile::size).sum();
         let mut meter = Meter::new(progress, if self.consume { bytes + bytes } else { bytes });
+        self.check_finished(&mut meter)?;
+        self.check_touched(copier)?;
+        self.write_journal()?;
+
         for file in plan.files() {
             if self.journal.finished(file.name()).is_some() {
-                meter.add(Step::Writing, file.name(), if self.consume { 2 } else { 1 } * file.size().get());
+                if self.consume {
+                    meter.add(Step::Writing, file.name(), file.size().get());
+                }
             } else {
                 self.write_file(file, copier, &mut meter)?;
             }
@@ -101,16 +104,11 @@ impl<'a> Run<'a> {
     }
 
     /// Checks what earlier runs have finished. A file that is not as it was is an error, and redone next time.
-    fn check_finished(&mut self) -> Result<(), Error> {
-        // Written by a run that had no reason to read it back?
-        let read_back = self.consume && !self.journal.verified;
+    fn check_finished(&mut self, meter: &mut Meter<'_>) -> Result<(), Error> {
         for i in 0..self.journal.finished.len() {
             let file = &self.journal.finished[i];
-            let checked = if read_back {
-                verify_file(self.out.dir(), file, &mut |_| {})
-            } else {
-                require_size(&self.out.path(&file.name), file.size)
-            };
+            let checked =
+                verify_file(self.out.dir(), file, &mut |len| meter.add(Step::Verifying, &file.name, len));
             // Unless its source may be gone: then somebody has to look at it.
             if checked.is_err() && self.journal.consumed.is_empty() {
                 self.journal.finished.remove(i);
@@ -118,8 +116,21 @@ impl<'a> Run<'a> {
             }
             checked?;
         }
-        self.journal.verified |= read_back;
         Ok(())
+    }
+
+    /// Compares what was taken from files of the source that have another time now, and takes that for theirs.
+    fn check_touched(&mut self, copier: &mut Copier<'_>) -> Result<(), Error> {
+        let touched = self.journal.touched(self.source.dir())?;
+        let is_touched = |file: usize| touched.contains(&self.source.files()[file].name());
+        let finished = |file: &PlannedFile<'_>| self.journal.finished(file.name()).is_some();
+        for file in self.plan.files().filter(|file| !touched.is_empty() && finished(file)) {
+            if !copier.made(file, &self.out.path(file.name()), &is_touched)? {
+                let problem = format!("{} was made from other bytes than the source has now", file.name());
+                return Err(self.journal.different(self.out.dir(), problem));
+            }
+        }
+        self.journal.accept_times(self.source.dir())
     }
 
     fn write_file(
@@ -141,8 +152,6 @@ impl<'a> Run<'a> {
         }
         if self.consume {
             verify_file(self.out.dir(), &packed, &mut |len| meter.add(Step::Verifying, name, len))?;
-        } else {
-            self.journal.verified = false;
         }
         self.written += packed.size;
         self.journal.finished.push(packed);
@@ -198,9 +207,9 @@ impl<'a> Run<'a> {
     }
 
     fn refuse_changed_source(&self) -> Result<(), Error> {
-        match self.journal.changed_source(self.source.dir())? {
+        match self.journal.changed_meanwhile(self.source.dir())? {
             None => Ok(()),
-            Some(problem) => Err(Error::DifferentPack { path: self.out.dir().to_owned(), problem }),
+            Some(problem) => Err(self.journal.different(self.out.dir(), problem)),
         }
     }
 

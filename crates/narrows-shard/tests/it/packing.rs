@@ -372,6 +372,44 @@ mod hugging_face_cache {
         WeightFiles::open(&snapshots[1]).unwrap();
     }
 
+    /// Wherever in the cache another link is, and by whatever way it leads to a blob, the blob stays.
+    #[test]
+    fn a_blob_to_which_any_link_of_the_cache_leads_stays() {
+        let blob = "sha-model-00001-of-00003.safetensors";
+        let link = |place: &str, target: &dyn Fn(&Path) -> PathBuf| {
+            let (dir, snapshots, layout) = cache(&['a']);
+            let path = dir.path().join(place);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            symlink(target(dir.path()), &path).unwrap();
+            let before = fs::read(&path).unwrap();
+            pack_into(&snapshots[0], &layout, &dir.path().join("out"), CONSUME).unwrap();
+            assert_eq!(blobs(dir.path()), 1, "{place}");
+            assert_eq!(fs::read(&path).unwrap(), before, "{place}");
+        };
+        let relative = |up: &'static str| move |_: &Path| PathBuf::from(format!("{up}blobs/{blob}"));
+        link("models--tiny--llama/snapshots/b/original/consolidated", &relative("../../../"));
+        link("models--tiny--llama/snapshots/b/x/y/z/w", &relative("../../../../../"));
+        link("models--tiny--llama/refs/w", &relative("../"));
+        link("models--tiny--llama/snapshots/b/absolute", &|dir| {
+            dir.join("models--tiny--llama/blobs").join(blob)
+        });
+        link("models--other--llama/snapshots/c/w", &|dir| dir.join("models--tiny--llama/blobs").join(blob));
+        link("models--tiny--llama/snapshots/b/to-a-link", &|_| {
+            PathBuf::from(format!("../{}/model-00001-of-00003.safetensors", "a".repeat(40)))
+        });
+    }
+
+    #[test]
+    fn another_hard_link_keeps_its_bytes() {
+        let (dir, snapshots, layout) = cache(&['a']);
+        let blob = dir.path().join("models--tiny--llama/blobs/sha-model-00001-of-00003.safetensors");
+        let other = dir.path().join("models--tiny--llama/other");
+        fs::hard_link(&blob, &other).unwrap();
+        let before = fs::read(&other).unwrap();
+        pack_into(&snapshots[0], &layout, &dir.path().join("out"), CONSUME).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), before);
+    }
+
     #[test]
     fn other_links_are_refused() {
         let (dir, snapshots, layout) = cache(&['a']);

@@ -71,6 +71,23 @@ fn reads_stay_within_the_tensor() {
 }
 
 #[test]
+fn weights_that_are_written_to_are_noticed() {
+    let dir = dir();
+    let path = dir.path().join("model.safetensors");
+    write(dir.path(), "model.safetensors", file_of(&[("a", Dtype::F32, &[4], vec![1; 16])]));
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    weights.unchanged().unwrap();
+    let file = fs::File::options().append(true).open(&path).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let changed = weights.unchanged().unwrap_err();
+    assert!(matches!(&changed, Error::Changed { path: named } if *named == path), "{changed}");
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    weights.unchanged().unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(weights.unchanged().is_err());
+}
+
+#[test]
 fn a_damaged_file_is_refused_when_opened() {
     let good = file_of(&[("a", Dtype::F32, &[4], vec![7; 16]), ("b", Dtype::BF16, &[], vec![1; 2])]);
     assert!(refused(b"").contains("0 bytes are too few"));

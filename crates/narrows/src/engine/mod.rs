@@ -284,7 +284,7 @@ impl Engine {
                 active.push_back((index, input, sequence));
             }
             if active.is_empty() {
-                return Ok(());
+                return self.model.unchanged();
             }
             if self.is_cancelled() {
                 return Err(Error::Cancelled);

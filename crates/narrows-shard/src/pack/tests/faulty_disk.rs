@@ -142,6 +142,16 @@ impl Disk for FaultyDisk {
         Ok(file)
     }
 
+    fn open_lock(&self, path: &Path) -> io::Result<File> {
+        self.growing_step()?;
+        let is_new = !path.exists();
+        let file = RealDisk.open_lock(path)?;
+        if is_new {
+            self.state.borrow_mut().undo.push(Undo::Created(path.into()));
+        }
+        Ok(file)
+    }
+
     fn write(&self, path: &Path, mut file: &File, bytes: &[u8]) -> io::Result<()> {
         let step = self.growing_step();
         if step.is_err() {

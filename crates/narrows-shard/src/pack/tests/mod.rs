@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::disk::{Disk, RealDisk};
-use super::{Layout, PackOptions, PackReport, ShardLayout, open_source, pack_on};
+use super::{Layout, PackOptions, PackReport, ShardLayout, open_source, pack_on, pack_until};
 use crate::{Bytes, Encoding, Error, MANIFEST, verify};
 use faulty_disk::{Fault, FaultyDisk};
 
@@ -262,14 +262,165 @@ fn a_begun_pack_of_another_source_or_layout_is_left_alone() {
     let refused = pack_on(&RealDisk, &source, &other, &scene.out(), &PackOptions::default(), &mut |_| {});
     assert!(matches!(refused, Err(Error::DifferentPack { .. })), "{refused:?}");
 
-    let file = fs::File::options().append(true).open(scene.source().join("a.safetensors")).unwrap();
-    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    // Other bytes of the same size, of which the finished shard has some: refused, whatever the time says.
+    let path = scene.source().join("a.safetensors");
+    let good = fs::read(&path).unwrap();
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&path, other).unwrap();
     let refused = scene.pack(&RealDisk, false).unwrap_err();
-    assert!(matches!(refused, Error::DifferentPack { .. }), "{refused}");
+    assert!(matches!(refused, Error::DifferentPack { keep: false, .. }), "{refused}");
     assert!(refused.to_string().contains("a.safetensors of the source has changed"), "{refused}");
     let mut after = scene.packed();
     after.retain(|name, _| before.contains_key(name));
     assert!(after.iter().all(|(name, bytes)| before[name] == *bytes));
+    // The same bytes at another time: the pack goes on.
+    fs::write(&path, good).unwrap();
+    fs::File::options().append(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    scene.pack(&RealDisk, false).unwrap();
+    assert_eq!(scene.packed(), undisturbed(false).0);
+}
+
+/// What a sample does not see is compared where something was made of it.
+#[test]
+fn what_was_taken_from_a_touched_file_is_compared_in_full() {
+    let (_, steps) = undisturbed(false);
+    let scene = Scene::new();
+    scene.pack(&scene.faulty(Fault::Kill, steps - 12), false).unwrap_err();
+    // As a journal of the first version, which has no samples.
+    let path = scene.out().join("narrows.journal");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut journal: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    journal["version"] = 1.into();
+    journal["verified"] = false.into();
+    for stamp in journal["source"].as_array_mut().unwrap() {
+        stamp.as_object_mut().unwrap().remove("sample");
+    }
+    fs::write(&path, journal.to_string()).unwrap();
+    let source = scene.source().join("a.safetensors");
+    let mut other = fs::read(&source).unwrap();
+    // In a0, which is copied as it is.
+    let at = other.len() - 3000;
+    other[at] ^= 1;
+    fs::write(&source, &other).unwrap();
+    let refused = scene.pack(&RealDisk, false).unwrap_err();
+    assert!(refused.to_string().contains("was made from other bytes"), "{refused}");
+    other[at] ^= 1;
+    fs::write(&source, &other).unwrap();
+    scene.pack(&RealDisk, false).unwrap();
+    assert_eq!(scene.packed(), undisturbed(false).0);
+}
+
+#[test]
+fn a_consumed_pack_goes_on_with_a_source_of_another_time_and_is_never_to_be_deleted() {
+    let (expected, steps) = undisturbed(true);
+    let begun = || {
+        (1..steps)
+            .rev()
+            .map(|at| {
+                let scene = Scene::new();
+                let _ = scene.pack(&scene.faulty(Fault::Kill, at), true);
+                scene
+            })
+            .find(|scene| (1..3).contains(&scene.weights_left()))
+            .unwrap()
+    };
+    let left = |scene: &Scene| {
+        let names = ["a", "b", "c"].map(|name| scene.source().join(format!("{name}.safetensors")));
+        names.into_iter().filter(|path| path.exists()).collect::<Vec<_>>()
+    };
+    let scene = begun();
+    for path in left(&scene) {
+        fs::File::options().append(true).open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    scene.pack(&RealDisk, true).unwrap();
+    assert_eq!(scene.packed(), expected);
+
+    let scene = begun();
+    let path = left(&scene).pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let refused = scene.pack(&RealDisk, true).unwrap_err();
+    assert!(matches!(refused, Error::DifferentPack { keep: true, .. }), "{refused}");
+    assert!(refused.hint().unwrap().contains("keep that directory"));
+}
+
+#[test]
+fn a_finished_file_that_is_not_as_it_was_is_found_before_the_manifest_is_written() {
+    let (_, steps) = undisturbed(false);
+    let scene = Scene::new();
+    scene.pack(&scene.faulty(Fault::Kill, steps - 12), false).unwrap_err();
+    let path = scene.out().join("l0.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let refused = scene.pack(&RealDisk, false).unwrap_err();
+    assert!(matches!(refused, Error::Checksum { .. }), "{refused}");
+    scene.pack(&RealDisk, false).unwrap();
+    assert_eq!(scene.packed(), undisturbed(false).0);
+}
+
+#[test]
+fn a_cancelled_pack_leaves_nothing_half_written_and_goes_on() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    for after in [1, 3, 5] {
+        let scene = Scene::new();
+        let source = open_source(&scene.source(), &scene.out()).unwrap();
+        let (cancel, mut calls) = (AtomicBool::new(false), 0);
+        let options = PackOptions { consume_source: false, threads: 2 };
+        let refused = pack_until(&source, &layout(), &scene.out(), &options, &cancel, &mut |_| {
+            calls += 1;
+            cancel.store(calls >= after, Ordering::Relaxed);
+        });
+        assert!(matches!(refused, Err(Error::Cancelled { .. })), "{refused:?}");
+        if scene.out().exists() {
+            let names: Vec<_> = scene.packed().into_keys().collect();
+            assert!(
+                !names.iter().any(|name| name.ends_with(".partial") || name == "narrows.lock"),
+                "{names:?}"
+            );
+        }
+        scene.pack(&RealDisk, false).unwrap();
+        assert_eq!(scene.packed(), undisturbed(false).0);
+    }
+}
+
+/// Files of the names that a pack uses for itself may be links to what is precious.
+#[cfg(unix)]
+#[test]
+fn nothing_is_written_through_a_link() {
+    use std::os::unix::fs::symlink;
+
+    let link = |name: &str| {
+        let scene = Scene::new();
+        fs::write(scene.path("precious"), "precious").unwrap();
+        fs::create_dir_all(scene.out()).unwrap();
+        symlink("../../precious", scene.out().join(name)).unwrap();
+        scene
+    };
+    for name in ["narrows.lock", "narrows.journal.partial"] {
+        let scene = link(name);
+        let packed = scene.pack(&RealDisk, false);
+        assert_eq!(fs::read(scene.path("precious")).unwrap(), b"precious", "{name}");
+        if name == "narrows.lock" {
+            assert!(
+                matches!(&packed, Err(Error::OutputNotEmpty { found, .. }) if found == name),
+                "{packed:?}"
+            );
+            assert!(scene.out().join(name).symlink_metadata().is_ok());
+        } else {
+            packed.unwrap();
+        }
+    }
+    // A lock file that somebody keeps something in is not ours.
+    let scene = Scene::new();
+    fs::create_dir_all(scene.out()).unwrap();
+    fs::write(scene.out().join("narrows.lock"), "mine").unwrap();
+    let refused = scene.pack(&RealDisk, false);
+    assert!(matches!(refused, Err(Error::OutputNotEmpty { .. })), "{refused:?}");
+    assert_eq!(fs::read(scene.out().join("narrows.lock")).unwrap(), b"mine");
 }
 
 #[test]
