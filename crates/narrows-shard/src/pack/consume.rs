@@ -36,7 +36,10 @@ pub(crate) fn consumables(source: &WeightFiles, plan: &Plan, out: &Path) -> Resu
         let path = file.path.clone();
         let (blob, frees) = if found.is_symlink() {
             let blob = blob_of(source.dir(), &path)?;
-            let frees = if blob.is_shared(&path)? { Bytes(0) } else { frees(&blob.path, out) };
+            let frees = match blob.others(&path)? {
+                Others::None => frees(&blob.path, out),
+                Others::ToBlob | Others::ThroughLink => Bytes(0),
+            };
             (Some(blob), frees)
         } else {
             (None, frees(&path, out))
@@ -58,8 +61,12 @@ impl Consumable {
     pub(crate) fn delete(&self, disk: &dyn Disk) -> Result<(), Error> {
         // Asked again, since another snapshot may have come.
         let blob = match &self.blob {
-            Some(blob) if !blob.is_shared(&self.path)? => Some(&blob.path),
-            _ => None,
+            Some(blob) => match blob.others(&self.path)? {
+                Others::None => Some(&blob.path),
+                Others::ToBlob => None,
+                Others::ThroughLink => return Ok(()),
+            },
+            None => None,
         };
         // The link last: without it, nobody would know the blob.
         for path in blob.into_iter().chain([&self.path]) {
@@ -110,10 +117,11 @@ fn blob_of(dir: &Path, link: &Path) -> Result<Blob, Error> {
 }
 
 impl Blob {
-    /// Whether any link of the cache but `link` leads to it: of any repository and snapshot, in folders of any depth,
+    /// How links of the cache other than `link` lead to it: of any repository and snapshot, in folders of any depth,
     /// directly or by way of other links.
-    fn is_shared(&self, link: &Path) -> Result<bool, Error> {
-        let Ok(blob) = self.path.canonicalize() else { return Ok(false) };
+    fn others(&self, link: &Path) -> Result<Others, Error> {
+        let Ok(blob) = self.path.canonicalize() else { return Ok(Others::None) };
+        let mut others = Others::None;
         let own_dir = link.parent().and_then(|dir| dir.canonicalize().ok());
         let is_own =
             |path: &Path| path.file_name() == link.file_name() && path.parent() == own_dir.as_deref();
@@ -136,12 +144,42 @@ impl Blob {
                     && !is_own(&path)
                     && path.canonicalize().is_ok_and(|to| to == blob)
                 {
-                    return Ok(true);
+                    if passes(&path, &is_own) {
+                        return Ok(Others::ThroughLink);
+                    }
+                    others = Others::ToBlob;
                 }
             }
         }
-        Ok(false)
+        Ok(others)
     }
+}
+
+/// How a cache uses a blob besides the link at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// Not at all.
+    None,
+    /// Other links lead there.
+    ToBlob,
+    /// Other links lead there by way of the link at hand, which has to stay as well.
+    ThroughLink,
+}
+
+/// Whether the chain of links that begins at `link`, which ends in a file, passes one that `is_own`.
+fn passes(link: &Path, is_own: &dyn Fn(&Path) -> bool) -> bool {
+    let mut link = link.to_owned();
+    while let Ok(target) = fs::read_link(&link) {
+        let Some(parent) = link.parent() else { return false };
+        let joined = parent.join(target);
+        let dir = joined.parent().and_then(|dir| dir.canonicalize().ok());
+        let (Some(dir), Some(name)) = (dir, joined.file_name()) else { return false };
+        link = dir.join(name);
+        if is_own(&link) {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(unix)]
