@@ -126,7 +126,7 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };
@@ -152,6 +152,8 @@ mod tests {
             without_generation_tags("a{%- generation %}b{% endgeneration -%}c{% if x %}d"),
             "a{%- with %}b{% endwith -%}c{% if x %}d"
         );
-        assert_eq!(without_generation_tags("{% open"), "{% open");
+        for odd in ["{% open", "{%}", "{%%}", "{%", "{% a {% generation"] {
+            assert_eq!(without_generation_tags(odd), odd);
+        }
     }
 }

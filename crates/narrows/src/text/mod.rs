@@ -29,9 +29,6 @@ pub struct Text {
     memory: Bytes,
 }
 
-/// Memory of a tokenizer per byte of its tokenizer.json: vocabulary and merges as hash maps, both ways.
-const MEMORY_PER_BYTE: u64 = 12;
-
 impl Text {
     /// Reads the tokenizer of a model directory as Hugging Face transformers 5 does: from `tokenizer.json`,
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
@@ -49,17 +46,27 @@ impl Text {
             };
             return Err(Error::Missing { path, what: what.to_owned() });
         };
-        let memory = Bytes(bytes.len() as u64 * MEMORY_PER_BYTE);
+        let memory = Outline::memory(&path, &bytes)?;
         let tokenizer = Tokenizer::read(dir, path, &bytes)?;
         let eos = tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
         let eos_token = eos.and_then(|(_, text)| tokenizer.token_to_id(text));
         Ok(Self { dir: dir.to_owned(), tokenizer, chat: OnceLock::new(), eos_token, memory })
     }
 
-    /// What it takes in memory, about.
+    /// What it takes in memory at most, while it is read and after.
     #[must_use]
     pub const fn memory(&self) -> Bytes {
         self.memory
+    }
+
+    /// [`Text::memory`] of a model directory, before its tokenizer is read; nothing where there is none. It holds the
+    /// bytes of the file meanwhile.
+    ///
+    /// # Errors
+    /// The file is malformed.
+    pub fn memory_of(dir: &Path) -> Result<Bytes> {
+        let path = dir.join("tokenizer.json");
+        json::read_optional(&path)?.map_or(Ok(Bytes(0)), |bytes| Outline::memory(&path, &bytes))
     }
 
     /// The chat template, if the model has one. It is read when this is first called.

@@ -1,8 +1,10 @@
 //! What can be known of a tokenizer without making it: the ids of its special tokens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use narrows_shard::Bytes;
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use tokenizers::AddedToken;
@@ -19,8 +21,14 @@ pub(in crate::text) struct Outline {
     added: Vec<(u64, AddedToken)>,
     truncation: Value,
     padding: Value,
-    /// Words of the vocabulary.
-    pub(in crate::text) words: usize,
+    /// Words of the vocabulary, and the bytes that they take.
+    words: usize,
+    word_bytes: usize,
+    /// Of a list of words and scores: hashes of all that words begin with, for each of which there is a branch.
+    branches: HashSet<u64>,
+    merges: usize,
+    merge_bytes: usize,
+    is_list: bool,
     /// Ids of those words that were asked for.
     found: BTreeMap<String, u32>,
 }
@@ -33,6 +41,38 @@ impl Outline {
             .deserialize(&mut serde_json::Deserializer::from_slice(bytes))
             .map_err(|e| Error::invalid(path, format!("not a tokenizer: {e}")))?;
         Ok(outline)
+    }
+
+    /// What the tokenizer of these bytes takes in memory at most, while it is read and after: about 25 bytes for each of
+    /// a compact file.
+    ///
+    /// # Errors
+    /// The file is malformed.
+    pub(in crate::text) fn memory(path: &Path, bytes: &[u8]) -> Result<Bytes> {
+        let outline = Self::read(path, bytes, &|_| false)?;
+        Ok(Bytes((bytes.len() + outline.tables()) as u64))
+    }
+
+    /// Bytes of the tables that a tokenizer is made of (hashbrown: a power of two of places, of which seven eighths
+    /// are used, with a byte each besides what they hold), of the texts in them, and of what is in memory beside
+    /// them while they are made.
+    fn tables(&self) -> usize {
+        const BASE: usize = 1 << 20;
+        let table = |n: usize, entry: usize| (n * 8 / 7 + 1).next_power_of_two() * (entry + 1);
+        // An allocation takes 16 bytes besides what it holds, in steps of 16, and 32 at least.
+        let texts = |n: usize, bytes: usize| n * 24 + bytes;
+        let added: usize = self.added.iter().map(|(_, token)| 400 + 40 * token.content.len()).sum();
+        let words = texts(self.words, self.word_bytes);
+        let model = if self.is_list {
+            // The list, the ids by word, and a tree with a table in every branch.
+            self.words * 64 + table(self.words, 32) + 2 * words + self.branches.len() * 330
+        } else {
+            // Ids by word and words by id; while a table grows the one before is there, too.
+            let merged = table(self.merges, 16);
+            let pairs = self.merges.next_power_of_two() * 48 + texts(2 * self.merges, self.merge_bytes);
+            2 * table(self.words, 32) + 2 * words + merged + pairs.max(table(self.words, 32) / 2)
+        };
+        BASE + model + added
     }
 
     /// The token that ends a text, as the tokenizer itself would give it.
@@ -144,10 +184,12 @@ impl<'de> Visitor<'de> for Model<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
-            if key == "vocab" {
-                map.next_value_seed(Words(&mut *self.0, self.1))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match key.as_str() {
+                "vocab" => map.next_value_seed(Words(&mut *self.0, self.1))?,
+                "merges" => map.next_value_seed(Pairs(&mut *self.0))?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
         Ok(())
@@ -159,7 +201,18 @@ struct Words<'a>(&'a mut Outline, &'a dyn Fn(&str) -> bool);
 
 impl Words<'_> {
     fn word(&mut self, word: String, id: u32) {
-        self.0.words += 1;
+        let outline = &mut *self.0;
+        outline.words += 1;
+        outline.word_bytes += word.len();
+        if outline.is_list {
+            // FNV-1a.
+            let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            let mut hash = 0xcbf2_9ce4_8422_2325;
+            for byte in word.bytes() {
+                hash = step(hash, byte);
+                outline.branches.insert(hash);
+            }
+        }
         if (self.1)(&word) {
             self.0.found.insert(word, id);
         }
@@ -190,11 +243,54 @@ impl<'de> Visitor<'de> for Words<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
-        self.0.words = 0;
+        (self.0.words, self.0.is_list) = (0, true);
         while let Some((word, _)) = list.next_element::<(String, IgnoredAny)>()? {
             let id = u32::try_from(self.0.words).unwrap_or(u32::MAX);
             self.word(word, id);
         }
         Ok(())
+    }
+}
+
+/// Merges, which are counted.
+struct Pairs<'a>(&'a mut Outline);
+
+impl<'de> DeserializeSeed<'de> for Pairs<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        let list = Option::<Vec<Merge>>::deserialize(deserializer)?.unwrap_or_default();
+        self.0.merges = list.len();
+        self.0.merge_bytes = list.iter().map(|Merge(bytes)| *bytes as usize).sum();
+        Ok(())
+    }
+}
+
+/// Bytes of one merge.
+struct Merge(u32);
+
+impl<'de> serde::Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Length;
+        impl<'de> Visitor<'de> for Length {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a merge")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Merge, E> {
+                Ok(Merge(u32::try_from(text.len()).unwrap_or(u32::MAX)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Merge, A::Error> {
+                let mut bytes = 0_u32;
+                while let Some(Merge(part)) = list.next_element()? {
+                    bytes = bytes.saturating_add(part);
+                }
+                Ok(Merge(bytes))
+            }
+        }
+        deserializer.deserialize_any(Length)
     }
 }
