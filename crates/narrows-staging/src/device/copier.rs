@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -180,13 +181,20 @@ impl Copier {
         // until the copy is done; and the copier waits for that before it goes.
         let queued =
             unsafe { result::memcpy_htod_async(target.address(), bytes, self.stream.raw().cu_stream()) };
-        // Whatever comes now, the device may be reading the slot.
-        self.flying.push_back(Flying { source, tag, clock });
-        queued.doing("copying to the device")?;
-        if let Some(flying) = self.flying.back() {
-            flying.clock.end.record(&self.stream)?;
+        let recorded = queued
+            .doing("copying to the device")
+            .and_then(|()| clock.end.record(&self.stream))
+            .and_then(|()| to.0.filled.record(&self.stream));
+        let flying = Flying { source, tag, clock };
+        if let Err(error) = recorded {
+            // The copy may be under way, and no event says when it is done: neither slot may be used before.
+            if self.stream.synchronize().is_err() {
+                mem::forget(flying);
+            }
+            return Err(error);
         }
-        to.0.filled.record(&self.stream)
+        self.flying.push_back(flying);
+        Ok(())
     }
 
     /// The making of the copier, from which times of the device are counted.
@@ -204,10 +212,14 @@ impl Copier {
     /// Waits for the oldest copy; none if none is queued.
     ///
     /// # Errors
-    /// What the driver says, also of kernels that failed meanwhile. The slot is lost then, as the device may still read it.
+    /// What the driver says, also of kernels that failed meanwhile. The slot is lost then, and its memory is never
+    /// freed, as the device may still read it.
     pub fn wait(&mut self) -> Result<Option<Copied>, DeviceError> {
         let Some(Flying { source, tag, clock }) = self.flying.pop_front() else { return Ok(None) };
-        clock.end.synchronize()?;
+        if let Err(error) = clock.end.synchronize() {
+            mem::forget(source);
+            return Err(error);
+        }
         let time = self.made.until(&clock.start)?..self.made.until(&clock.end)?;
         self.clocks.push(clock);
         Ok(Some(Copied { source, tag, time }))
@@ -216,8 +228,10 @@ impl Copier {
 
 impl Drop for Copier {
     fn drop(&mut self) {
-        // If this fails the device has failed as a whole, and copies nothing any more.
-        let _ = self.stream.synchronize();
+        if self.stream.synchronize().is_err() {
+            // What the device may still read is never freed.
+            mem::forget(mem::take(&mut self.flying));
+        }
     }
 }
 

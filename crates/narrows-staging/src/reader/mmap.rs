@@ -1,22 +1,24 @@
 //! Reads through a mapping of the file, for comparison, and for file systems that do this best.
 //!
-//! A mapping has two traps. What was touched stays resident, so a walk over a model would fill memory up to
-//! the size of the model: each piece is dropped from the mapping right after it was copied. And a file that is
+//! A mapping has two traps. What was touched stays resident, and the kernel maps more around it, so a walk over a
+//! model would fill memory up to the size of the model: each piece is mapped by itself, and for as long as it is
+//! copied. What the kernel reads of it is asked for piece by piece too: its own read-ahead may be many MiB for each
+//! thread, which a cgroup counts. And a file that is
 //! cut short while it is mapped kills the process with SIGBUS at the first touch: so nothing here touches the
 //! mapping. The kernel copies out of it (`process_vm_readv` on ourselves), and says EFAULT where a touch
 //! would have killed. What it will not copy, an ordinary read reports on.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::MmapOptions;
 use rustix::mm::{Advice, madvise};
 
 use super::files::Files;
 use super::threads::ReadAt;
+use crate::ALIGNMENT;
 
-/// What a thread has resident of the mapping at one time, beside the budget: little.
+/// What a thread has mapped at one time, beside the budget: little.
 const PIECE: usize = 256 << 10;
 
 /// Maps the files, and tries whether the kernel copies.
@@ -27,18 +29,11 @@ pub(super) fn read_at(files: &Arc<Files>) -> io::Result<Arc<ReadAt>> {
     if (copied, to) != (1, 7) {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let map = |file: &File| {
-        let map = MmapOptions::new().map_raw_read_only(file)?;
-        // Faults are served in order and far ahead.
-        let _ = map.advise(memmap2::Advice::Sequential);
-        Ok(map)
-    };
-    let maps: Vec<MmapRaw> = files.files.iter().map(map).collect::<io::Result<_>>()?;
     let files = files.clone();
     Ok(Arc::new(move |file, offset, buffer| {
         let mut done = 0;
         for piece in buffer.chunks_mut(PIECE) {
-            match read_piece(&files, file, &maps[file], offset + done as u64, piece) {
+            match read_piece(&files, file, offset + done as u64, piece) {
                 Ok(n) if n < piece.len() => return Ok(done + n),
                 Ok(n) => done += n,
                 // What there is counts; the rest is asked for again, and fails then.
@@ -50,22 +45,26 @@ pub(super) fn read_at(files: &Arc<Files>) -> io::Result<Arc<ReadAt>> {
     }))
 }
 
-fn read_piece(files: &Files, file: usize, map: &MmapRaw, offset: u64, piece: &mut [u8]) -> io::Result<usize> {
+fn read_piece(files: &Files, file: usize, offset: u64, piece: &mut [u8]) -> io::Result<usize> {
     let end = offset + piece.len() as u64;
-    if end <= map.len() as u64 {
-        // SAFETY: The range lies in the mapping.
-        let start = unsafe { map.as_mut_ptr().add(offset as usize) };
-        // SAFETY: The range lies in the mapping, which nobody looks at through references. Populating and
-        // dropping a shared read-only mapping changes no contents, and `copy` reports what cannot be read.
+    let opened = &files.files[file];
+    // Pages beyond the end of a file are none, so what is mapped ends before it.
+    if end <= opened.metadata()?.len() {
+        let map = MmapOptions::new().offset(offset).len(piece.len()).map_raw_read_only(opened)?;
+        // `madvise` wants whole pages: the mapping begins with the page that holds `offset`.
+        let within = map.as_mut_ptr().addr() % ALIGNMENT;
+        // SAFETY: The page that the pointer of a mapping is in belongs to it, from its start on, and the mapping is this
+        // thread's. Advice changes no contents, and `copy` reports what cannot be read.
         let copied = unsafe {
-            let _ = madvise(start.cast(), piece.len(), Advice::LinuxPopulateRead);
-            let copied = copy(start, piece);
-            let _ = madvise(start.cast(), piece.len(), Advice::LinuxDontNeed);
-            copied
+            let start = map.as_mut_ptr().sub(within);
+            let _ = madvise(start.cast(), within + piece.len(), Advice::Random);
+            let _ = madvise(start.cast(), within + piece.len(), Advice::WillNeed);
+            let _ = madvise(start.cast(), within + piece.len(), Advice::LinuxPopulateRead);
+            copy(map.as_mut_ptr(), piece)
         };
         // The last page of a file that was cut short reads as zeros to its end, so a copy that worked
         // proves nothing before the length does.
-        if copied.is_ok_and(|n| n == piece.len()) && files.files[file].metadata()?.len() >= end {
+        if copied.is_ok_and(|n| n == piece.len()) && opened.metadata()?.len() >= end {
             return Ok(piece.len());
         }
     }
