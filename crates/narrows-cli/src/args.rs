@@ -24,7 +24,7 @@ use self::parse::{context, device, encoding, ram, size, threads};
                   narrows pack MODEL -o DIR --quant nf4                4.25 bits a weight\n\n\
                   Exit codes: 0 done, 1 other failure, 2 usage or an impossible request, 3 model not found, \
                   4 model invalid or not supported, 5 does not fit in memory, 6 device, 7 prompt longer than the \
-                  context, 9 storage (disk full, I/O error, checksum mismatch), 130 and 143 interrupted."
+                  context, 8 NaN or infinity in what was computed, 9 storage (disk full, I/O error, checksum mismatch), 130 and 143 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

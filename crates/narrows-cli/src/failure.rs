@@ -128,9 +128,13 @@ impl Failure {
                 E::Missing { path, .. } if path.ends_with("tokenizer.json") => 4,
                 E::Missing { .. } | E::NoFiles { .. } => 3,
                 E::Invalid { .. } | E::Unsupported { .. } => 4,
-                E::OutOfMemory { .. } | E::DoesNotFit { .. } | E::VramBeyondDevice { .. } => 5,
+                E::OutOfMemory { .. }
+                | E::BeyondWorkload { .. }
+                | E::DoesNotFit { .. }
+                | E::VramBeyondDevice { .. } => 5,
                 E::Stream(_) | E::Staging(_) => 9,
                 E::PromptTooLong { .. } => 7,
+                E::NotFinite { .. } => 8,
                 E::Request(_) => 2,
                 _ => 1,
             },
@@ -157,6 +161,10 @@ impl Failure {
         match self {
             Self::CommandLine(error) => unknown_command(error),
             Self::Model(narrows::Error::Shard(error)) | Self::Shard(error) => error.hint().map(str::to_owned),
+            Self::Model(narrows::Error::NotFinite { .. }) => Some(
+                "the weights hold such values, or one left the range of --kv-dtype; `narrows verify` checks a pack"
+                    .to_owned(),
+            ),
             Self::Model(narrows::Error::PromptTooLong { prompt, .. }) => {
                 Some(format!("--ctx {} makes room, if the model can use that many positions", prompt + 64))
             }
@@ -190,7 +198,7 @@ impl Failure {
                 minimum.get().div_ceil(1 << 20)
             )),
             Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
-            Self::Model(narrows::Error::OutOfMemory { .. }) => {
+            Self::Model(narrows::Error::OutOfMemory { .. } | narrows::Error::BeyondWorkload { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),

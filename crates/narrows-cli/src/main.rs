@@ -8,7 +8,6 @@ mod failure;
 mod figures;
 mod input;
 mod interrupt;
-mod memory;
 mod models;
 mod output;
 mod tensors;

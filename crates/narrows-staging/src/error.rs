@@ -58,7 +58,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Direct I/O was demanded of a file system that has none.
-    #[error("{}: no direct I/O on this file system ({source}); `--io buffered` reads it", path.display())]
+    #[error("{}: no direct I/O on this file system ({source}); the page cache reads it", path.display())]
     NoDirect {
         /// Which file.
         path: PathBuf,

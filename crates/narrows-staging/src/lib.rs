@@ -38,6 +38,7 @@ mod error;
 mod mapping;
 mod reader;
 mod slot;
+pub mod system;
 
 pub use arena::{Arena, ArenaOptions, Lock, Region, Warning};
 pub use budget::{Budget, Reservation};

@@ -12,9 +12,8 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
+use narrows_stream::staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
 use narrows_stream::{
     Access, Bytes, FileSource, Need, Options, Request, Slots, Speed, StageStats, Stream, Tile, TileId, Trace,
     plan,
@@ -37,19 +36,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tiles: Vec<Tile> = ranges.iter().map(|range| FileSource::tile(range, Access::Walked)).collect();
 
     let budget = Budget::new(Bytes::mib(64));
-    let plan = plan(&Request {
-        tiles: &tiles,
-        budget: budget.cap(),
-        grain: narrows_staging::ALIGNMENT,
-        needs: &[Need::new("trace", Trace::memory(TRACE_EVENTS))],
-        slots: Slots::Exactly(6),
-        demand_slots: Slots::Auto,
-        frames: 0,
-        demanded_per_pass: Bytes(0),
-        extra_per_pass: Bytes(0),
-        disk: Speed::assumed(2e9),
-        compute: Speed::assumed(10e9),
-    })?;
+    let plan = plan(
+        &Request::new(&tiles, budget.cap())
+            .grain(narrows_staging::ALIGNMENT)
+            .needs(&[Need::new("trace", Trace::memory(TRACE_EVENTS))])
+            .slots(Slots::Exactly(6))
+            .demand(Slots::Auto, 0, Bytes(0))
+            .extra_per_pass(Bytes(0))
+            .speeds(Speed::assumed(2e9), Speed::assumed(10e9)),
+    )?;
     for need in &plan.needs {
         println!("{:>10}  {}", need.bytes.to_string(), need.what);
     }
@@ -62,10 +57,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reader = Reader::open(std::slice::from_ref(&path), IoMode::Auto, options)?;
     println!("read by {}", reader.method().name());
     let source = FileSource::new(reader, ranges);
-    let options = Options {
-        describe: Arc::new(|tile: TileId| format!("tensor {}", tile.0)),
-        trace: Some(Trace::new(&budget, TRACE_EVENTS)?),
-    };
+    let options = Options::default()
+        .describe(|tile: TileId| format!("tensor {}", tile.0))
+        .trace(Trace::new(&budget, TRACE_EVENTS)?);
 
     let mut stream = Stream::start(&plan, &arena, source, options)?;
     for number in 0..PASSES {

@@ -18,6 +18,7 @@ const FEWEST_SLOT_BYTES: u64 = 48 << 20;
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Request<'a> {
     /// All tiles; those that are not demanded stand in the order in which a pass walks them.
     pub tiles: &'a [Tile],
@@ -43,6 +44,73 @@ pub struct Request<'a> {
     pub compute: Speed,
 }
 
+impl<'a> Request<'a> {
+    /// All `tiles` in `budget`, with slots as many as [`Slots::Auto`] makes in host memory, nothing else in the budget,
+    /// no memory for demanded tiles to stay in, and the speeds of a mid-range NVMe disk and a desktop's memory.
+    #[must_use]
+    pub const fn new(tiles: &'a [Tile], budget: Bytes) -> Self {
+        Self {
+            tiles,
+            budget,
+            grain: narrows_staging::ALIGNMENT,
+            needs: &[],
+            slots: Slots::Auto,
+            demand_slots: Slots::Auto,
+            frames: 0,
+            demanded_per_pass: Bytes(0),
+            extra_per_pass: Bytes(0),
+            disk: Speed::assumed(3e9),
+            compute: Speed::assumed(20e9),
+        }
+    }
+
+    /// Sets what regions of the memory are aligned to.
+    #[must_use]
+    pub const fn grain(mut self, grain: usize) -> Self {
+        self.grain = grain;
+        self
+    }
+
+    /// Sets what else lives in the budget.
+    #[must_use]
+    pub const fn needs(mut self, needs: &'a [Need]) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    /// Sets how many tiles can be on their way at a time.
+    #[must_use]
+    pub const fn slots(mut self, slots: Slots) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Sets how many demanded tiles can be on their way at a time, how many groups of them may have memory to stay in,
+    /// and what a pass is expected to demand.
+    #[must_use]
+    pub const fn demand(mut self, slots: Slots, frames: usize, per_pass: Bytes) -> Self {
+        self.demand_slots = slots;
+        self.frames = frames;
+        self.demanded_per_pass = per_pass;
+        self
+    }
+
+    /// Sets what a pass reads from disk besides tiles.
+    #[must_use]
+    pub const fn extra_per_pass(mut self, bytes: Bytes) -> Self {
+        self.extra_per_pass = bytes;
+        self
+    }
+
+    /// Sets how fast tiles come, and how fast they are computed on.
+    #[must_use]
+    pub const fn speeds(mut self, disk: Speed, compute: Speed) -> Self {
+        self.disk = disk;
+        self.compute = compute;
+        self
+    }
+}
+
 /// Memory taken, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
@@ -61,6 +129,7 @@ impl Need {
 
 /// How many slots streamed tiles pass through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Slots {
     /// About 64 MiB of them, 4 to 16; fewer in a budget that holds no more, but two at least, and for a walk about
     /// 48 MiB of them, or an eighth of it.
@@ -74,6 +143,7 @@ pub enum Slots {
 
 /// A speed and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Speed {
     /// Bytes of weights per second.
     pub bytes_per_second: f64,
@@ -101,6 +171,7 @@ impl Speed {
 
 /// Where a tile lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// In memory, from the first pass on.
     Resident,
@@ -114,6 +185,7 @@ pub enum Place {
 
 /// The stage that a pass waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Bound {
     /// Reading takes longer than computing.
     Disk,

@@ -62,6 +62,7 @@ pub type Waker = Box<dyn Fn() + Send + Sync>;
 
 /// A read that ended.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Completed<M = Region> {
     /// The filled slot; or why not, with the slot. An error ends the stream.
     pub result: Result<Slot<Ready, M>, (SourceError, Slot<Free, M>)>,
@@ -73,4 +74,18 @@ pub struct Completed<M = Region> {
     pub submitted: Instant,
     /// When it was complete.
     pub completed: Instant,
+}
+
+impl<M> Completed<M> {
+    /// A read of the slot that was submitted with the tag `tag`, which took from `submitted` until now and moved
+    /// `moved` bytes.
+    #[must_use]
+    pub fn now(
+        result: Result<Slot<Ready, M>, (SourceError, Slot<Free, M>)>,
+        tag: u64,
+        moved: Bytes,
+        submitted: Instant,
+    ) -> Self {
+        Self { result, tag, moved, submitted, completed: Instant::now() }
+    }
 }

@@ -20,6 +20,7 @@ use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace
 pub type Describe = Arc<dyn Fn(TileId) -> String + Send + Sync>;
 
 /// What a stream can be told besides its plan.
+#[non_exhaustive]
 pub struct Options {
     /// Names tiles. The default gives their numbers.
     pub describe: Describe,
@@ -30,6 +31,22 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { describe: Arc::new(|tile| format!("tile {}", tile.0)), trace: None }
+    }
+}
+
+impl Options {
+    /// Sets how tiles are named.
+    #[must_use]
+    pub fn describe(mut self, describe: impl Fn(TileId) -> String + Send + Sync + 'static) -> Self {
+        self.describe = Arc::new(describe);
+        self
+    }
+
+    /// Sets what records.
+    #[must_use]
+    pub fn trace(mut self, trace: impl Into<Option<Trace>>) -> Self {
+        self.trace = trace.into();
+        self
     }
 }
 

@@ -28,6 +28,7 @@ impl Group {
 
 /// Bytes that are moved as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tile {
     /// The payload.
     pub len: Bytes,
@@ -37,8 +38,17 @@ pub struct Tile {
     pub access: Access,
 }
 
+impl Tile {
+    /// A tile of `len` bytes, for which its source needs `capacity` bytes of memory.
+    #[must_use]
+    pub const fn new(len: Bytes, capacity: Bytes, access: Access) -> Self {
+        Self { len, capacity, access }
+    }
+}
+
 /// When a tile is fetched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Access {
     /// In each pass.
     #[default]

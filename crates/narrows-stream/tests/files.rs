@@ -3,7 +3,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Read, Reader, ReaderOptions};
 use narrows_stream::{
@@ -50,19 +49,13 @@ fn planned(share: f64) -> Plan {
             FileSource::tile(range, access)
         })
         .collect();
-    let mut request = Request {
-        tiles: &tiles,
-        budget: Bytes(u64::MAX),
-        grain: narrows_staging::ALIGNMENT,
-        needs: &[],
-        slots: Slots::Exactly(3),
-        demand_slots: Slots::Exactly(2),
-        frames: 8,
-        demanded_per_pass: Bytes(0),
-        extra_per_pass: Bytes(0),
-        disk: Speed::assumed(1e9),
-        compute: Speed::assumed(1e9),
-    };
+    let mut request = Request::new(&tiles, Bytes(u64::MAX))
+        .grain(narrows_staging::ALIGNMENT)
+        .needs(&[])
+        .slots(Slots::Exactly(3))
+        .demand(Slots::Exactly(2), 8, Bytes(0))
+        .extra_per_pass(Bytes(0))
+        .speeds(Speed::assumed(1e9), Speed::assumed(1e9));
     let all = plan(&request).unwrap();
     let least = all.minimum.get();
     request.budget = Bytes(least + ((all.all_resident_at.get() - least) as f64 * share) as u64);
@@ -74,8 +67,8 @@ fn start(plan: &Plan, paths: &[PathBuf], mode: IoMode) -> Stream {
     let arena = Arena::new(&budget, "weights", plan.arena, ArenaOptions::default()).unwrap();
     let options = ReaderOptions { arenas: vec![arena.clone()], ..ReaderOptions::default() };
     let source = FileSource::new(Reader::open(paths, mode, options).unwrap(), ranges());
-    let describe = Arc::new(|tile: TileId| format!("tensor {}", tile.0));
-    Stream::start(plan, &arena, source, Options { describe, trace: None }).unwrap()
+    let describe = |tile: TileId| format!("tensor {}", tile.0);
+    Stream::start(plan, &arena, source, Options::default().describe(describe)).unwrap()
 }
 
 fn walk(folder: &Path) {

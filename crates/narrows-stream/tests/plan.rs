@@ -15,11 +15,8 @@ fn tile() -> impl Strategy<Value = Tile> {
     let len = prop_oneof![4 => 1_u64..100_000, 1 => Just(65_536), 1 => 1_u64..2_000_000];
     let group = (0..8_u32).prop_map(|group| Access::Demanded(Group(group)));
     let access = prop_oneof![8 => Just(Access::Walked), 1 => Just(Access::Once), 2 => group];
-    (len, 0_u64..8192, access).prop_map(|(len, slack, access)| Tile {
-        len: Bytes(len),
-        capacity: Bytes(len + slack),
-        access,
-    })
+    (len, 0_u64..8192, access)
+        .prop_map(|(len, slack, access)| Tile::new(Bytes(len), Bytes(len + slack), access))
 }
 
 fn slots() -> impl Strategy<Value = Slots> {
@@ -46,19 +43,15 @@ impl Case {
     }
 
     fn plan(&self, budget: u64) -> Result<Plan, Error> {
-        plan(&Request {
-            tiles: &self.tiles,
-            budget: Bytes(budget),
-            grain: narrows_staging::ALIGNMENT,
-            needs: &self.needs,
-            slots: self.slots,
-            demand_slots: self.demand_slots,
-            frames: self.frames,
-            demanded_per_pass: Bytes(30_000),
-            extra_per_pass: Bytes(1000),
-            disk: Speed::measured(2e9),
-            compute: Speed::assumed(10e9),
-        })
+        plan(
+            &Request::new(&self.tiles, Bytes(budget))
+                .grain(narrows_staging::ALIGNMENT)
+                .needs(&self.needs)
+                .slots(self.slots)
+                .demand(self.demand_slots, self.frames, Bytes(30_000))
+                .extra_per_pass(Bytes(1000))
+                .speeds(Speed::measured(2e9), Speed::assumed(10e9)),
+        )
     }
 
     fn minimum(&self) -> u64 {
@@ -203,7 +196,7 @@ proptest! {
 }
 
 fn uniform(count: usize, slots: Slots, budget: u64) -> Result<Plan, Error> {
-    let tiles = vec![Tile { len: Bytes::mib(8), capacity: Bytes::mib(8), access: Access::Walked }; count];
+    let tiles = vec![Tile::new(Bytes::mib(8), Bytes::mib(8), Access::Walked); count];
     let needs = vec![Need::new("KV cache", Bytes::mib(4))];
     Case { tiles, slots, needs, demand_slots: Slots::Auto, frames: 0, share: 0.0 }.plan(budget << 20)
 }
@@ -240,7 +233,7 @@ fn a_refusal_says_what_would_do() {
 #[test]
 fn a_big_model_is_planned_at_once() {
     // 405B in bf16, cut into tiles of 32 MiB.
-    let tiles = vec![Tile { len: Bytes::mib(32), capacity: Bytes(33 << 20), access: Access::Walked }; 24_000];
+    let tiles = vec![Tile::new(Bytes::mib(32), Bytes(33 << 20), Access::Walked); 24_000];
     let case =
         Case { tiles, slots: Slots::Auto, needs: vec![], demand_slots: Slots::Auto, frames: 0, share: 0.0 };
     let plan = case.plan(400 << 30).unwrap();

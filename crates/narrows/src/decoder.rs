@@ -97,17 +97,23 @@ impl<B: Backend> Decoder<B> {
             if let Some(hook) = layer_hook {
                 hook(layer);
             }
-            let mut half = Half { a, pass: &mut pass, backend, layer };
+            let mut half = Half { a, pass: &mut pass, backend, layer, rows: &t.rows };
             let computed = half.attention(&mut sequences).and_then(|()| match a.experts_of(layer) {
                 Some(experts) => half.mixture(experts, t.rows.len()),
                 None => half.mlp(t.rows.len()),
             });
             computed.map_err(|error| pass.named(error))?;
+            if let Some(row) = backend.not_finite() {
+                return Err(not_finite("the activations", Some(layer), &t.rows, row));
+            }
         }
         let encoding = pass.head_operand();
         let finished = backend.finish(pass.final_norm()?, a.norm_eps, encoding);
         finished.and_then(|()| pass.head(backend, t.wanted.is_empty())).map_err(|error| pass.named(error))?;
         let logits = backend.logits().map_err(|error| pass.named(error))?;
+        if let Some(row) = first_not_finite(logits, a.vocab_size) {
+            return Err(not_finite("the logits", None, &t.rows, t.wanted.get(row).copied().unwrap_or(0)));
+        }
         for segment in segments.iter_mut() {
             segment.sequence.advance(segment.tokens.len());
         }
@@ -156,6 +162,8 @@ struct Half<'a, 'w, B: Backend> {
     pass: &'a mut Pass<'w, B>,
     backend: &'a mut B,
     layer: usize,
+    /// Sequence and position of each row.
+    rows: &'a [(usize, usize)],
 }
 
 impl<B: Backend> Half<'_, '_, B> {
@@ -216,14 +224,18 @@ impl<B: Backend> Half<'_, '_, B> {
         // Routers are multiplied in float32 everywhere: a rounding can send a row elsewhere.
         let next = self.next_routing(experts, rows)?;
         self.backend.norm(next.is_none(), norm, a.norm_eps, Encoding::F32)?;
-        let mut routing = Routing::new(self.backend.scores(router, experts.count)?, experts);
+        let scores = self.backend.scores(router, experts.count)?;
+        check_scores(scores, experts.count, layer, self.rows)?;
+        let mut routing = Routing::new(scores, experts);
         // What has to be read is on its way while the rest is computed.
         self.pass.demand(layer, routing.experts.iter().map(|(expert, _)| *expert))?;
         if let Some(next) = next {
             self.pass.prefetch(layer + 1, next.experts.iter().map(|(expert, _)| *expert));
         }
         if let Some(gate) = self.pass.vector(layer, LayerWeight::SharedExpertGate) {
-            routing.share(self.backend.scores(gate, 1)?);
+            let scores = self.backend.scores(gate, 1)?;
+            check_scores(scores, 1, layer, self.rows)?;
+            routing.share(scores);
         }
         self.backend.route(&routing)?;
 
@@ -319,6 +331,27 @@ impl<B: Backend> Half<'_, '_, B> {
             self.backend.add_bias(bias, to)?;
         }
         Ok(())
+    }
+}
+
+/// The first row of `values`, `[_, width]`, that has an element which is no number.
+pub(crate) fn first_not_finite(values: &[f32], width: usize) -> Option<usize> {
+    // All at once where all is well: without a branch an element it is vectorised.
+    let well = values.iter().fold(true, |well, value| well & value.is_finite());
+    if well {
+        return None;
+    }
+    values.iter().position(|value| !value.is_finite()).map(|at| at / width.max(1))
+}
+
+fn not_finite(what: &'static str, layer: Option<usize>, rows: &[(usize, usize)], row: usize) -> Error {
+    Error::NotFinite { what, layer, position: rows.get(row).map_or(0, |(_, position)| *position) }
+}
+
+fn check_scores(scores: &[f32], count: usize, layer: usize, rows: &[(usize, usize)]) -> Result<()> {
+    match first_not_finite(scores, count) {
+        Some(row) => Err(not_finite("the router's scores", Some(layer), rows, row)),
+        None => Ok(()),
     }
 }
 

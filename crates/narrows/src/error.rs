@@ -98,6 +98,28 @@ pub enum Error {
         /// Positions of the context.
         context: usize,
     },
+    /// A sequence is longer than all that memory was set aside for.
+    #[error(
+        "a sequence of {needed} positions was asked for, and memory was set aside for {planned}: a larger workload \
+         makes room"
+    )]
+    BeyondWorkload {
+        /// Positions of the sequence, prompt and new tokens together.
+        needed: usize,
+        /// Positions that the engine's plan has memory for.
+        planned: usize,
+    },
+    /// What was computed is no number any more: weights hold NaN or infinity, or a value left the range of its
+    /// encoding.
+    #[error("{what}{} not finite (NaN or infinity) at position {position}", of_layer(*layer))]
+    NotFinite {
+        /// What is not: `the logits`.
+        what: &'static str,
+        /// The layer that it was noticed in, if it was in one.
+        layer: Option<usize>,
+        /// The position of its sequence.
+        position: usize,
+    },
     /// Memory for the weights or the KV cache could not be had.
     #[error("not enough memory: {what} needs {needed}")]
     OutOfMemory {
@@ -106,6 +128,10 @@ pub enum Error {
         /// How much was asked for.
         needed: narrows_shard::Bytes,
     },
+}
+
+fn of_layer(layer: Option<usize>) -> String {
+    layer.map_or_else(|| " are".to_owned(), |layer| format!(" of layer {layer} are"))
 }
 
 /// A size in whole MiB, or GiB where those are many, rounded up: as a budget it is enough.

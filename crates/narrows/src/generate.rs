@@ -12,8 +12,9 @@ use crate::sampling::{Sampler, Sampling};
 use crate::sequence::Sequence;
 use crate::text::{ChatOptions, Message, StopMatcher, Text, TextStream};
 
-/// What to continue.
+/// What to continue. Text and lists of token ids convert into it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Prompt {
     /// Text, as it is.
     Text(String),
@@ -28,6 +29,24 @@ pub enum Prompt {
         /// Whether it answers them, as a chat, or goes on with them.
         reply: bool,
     },
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self::Tokens(tokens)
+    }
 }
 
 impl Prompt {
@@ -68,6 +87,7 @@ impl Prompt {
 
 /// One text to generate.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 #[must_use]
 pub struct Request {
     /// What to continue.
@@ -84,7 +104,8 @@ pub struct Request {
 
 impl Request {
     /// A greedy request for 64 tokens.
-    pub const fn new(prompt: Prompt) -> Self {
+    pub fn new(prompt: impl Into<Prompt>) -> Self {
+        let prompt = prompt.into();
         Self { prompt, sampling: Sampling::GREEDY, max_new_tokens: 64, stop: Vec::new(), ignore_eos: false }
     }
 
@@ -115,6 +136,7 @@ impl Request {
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finish {
     /// The model ended it.
     Eos,
@@ -144,6 +166,7 @@ impl Finish {
 
 /// News of a text being generated.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Event<'a> {
     /// Which request.
     pub request: usize,
@@ -155,6 +178,7 @@ pub struct Event<'a> {
 
 /// A finished text.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Completion {
     /// The new tokens, with the one that ended the text.
     pub tokens: Vec<u32>,
@@ -166,6 +190,7 @@ pub struct Completion {
 
 /// What a generation took.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Stats {
     /// Tokens of all prompts that were computed; what a session still had is not among them.
     pub prompt_tokens: usize,
@@ -187,6 +212,7 @@ pub struct Stats {
 
 /// Finished texts and what they took.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Generation {
     /// In the order of the requests.
     pub completions: Vec<Completion>,
@@ -196,7 +222,9 @@ pub struct Generation {
 
 /// A sequence being generated.
 struct Running<'t> {
-    sequence: Sequence,
+    /// `None` while it waits for memory, and after its end in a batch, where others wait for it.
+    sequence: Option<Sequence>,
+    prompt_len: usize,
     /// Tokens not yet computed: the rest of the prompt, or the token just chosen.
     pending: Vec<u32>,
     in_prompt: bool,
@@ -211,7 +239,9 @@ struct Running<'t> {
 }
 
 impl Engine {
-    /// Generates all requests together: every pass over the weights serves all of them.
+    /// Generates all requests together: every pass over the weights serves all of them whose sequences fit into the
+    /// memory that was set aside. The others begin, in their order, as those end; what comes of a request does not
+    /// depend on it.
     ///
     /// `on_event` hears of every token; breaking ends all texts after the tokens of the current pass.
     ///
@@ -227,11 +257,11 @@ impl Engine {
             .iter()
             .map(|request| {
                 let tokens = self.prompt_tokens(request, text.as_deref())?;
-                let sequence = self.sequence(tokens.len(), request.max_new_tokens)?;
-                self.start(request, sequence, &tokens, text.as_deref())
+                self.check_capacity(tokens.len(), request.max_new_tokens)?;
+                self.start(request, None, &tokens, text.as_deref())
             })
             .collect::<Result<Vec<_>>>()?;
-        let stats = self.run(&mut running, on_event)?;
+        let stats = self.run(&mut running, true, on_event)?;
         Ok(Generation { completions: running.into_iter().map(|r| r.split().1).collect(), stats })
     }
 
@@ -255,7 +285,7 @@ impl Engine {
     fn start<'t>(
         &self,
         request: &Request,
-        mut sequence: Sequence,
+        mut sequence: Option<Sequence>,
         prompt: &[u32],
         text: Option<&'t Text>,
     ) -> Result<Running<'t>> {
@@ -264,10 +294,13 @@ impl Engine {
         // Raw text goes on in the middle of a sentence, where a leading space counts; a reply starts anew.
         let goes_on = matches!(request.prompt, Prompt::Text(_) | Prompt::Encoded { reply: false, .. });
         let context = if goes_on { prompt } else { &[] };
-        sequence.announce(prompt.len());
+        if let Some(sequence) = &mut sequence {
+            sequence.announce(prompt.len());
+        }
         Ok(Running {
-            pending: prompt[sequence.len()..].to_vec(),
+            pending: prompt[sequence.as_ref().map_or(0, Sequence::len)..].to_vec(),
             in_prompt: true,
+            prompt_len: prompt.len(),
             sequence,
             sampler: Sampler::new(request.sampling.clone(), prompt),
             stream: text.filter(|_| as_text).map(|text| TextStream::new(text, context)),
@@ -294,10 +327,28 @@ impl Engine {
         Ok(configured.iter().copied().chain(of_tokenizer).collect())
     }
 
-    /// Serves all of `running` until each has an end.
+    /// Lets those that wait begin, in their order, for as long as there is memory.
+    fn admit(&self, running: &mut [Running<'_>]) -> Result<()> {
+        let mut others = running.iter().any(|r| r.sequence.is_some());
+        for r in running.iter_mut().filter(|r| r.finish.is_none() && r.sequence.is_none()) {
+            match self.sequence(r.prompt_len, r.max_new_tokens) {
+                Ok(mut sequence) => {
+                    sequence.announce(r.prompt_len);
+                    r.sequence = Some(sequence);
+                    others = true;
+                }
+                Err(Error::OutOfMemory { .. }) if others => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves all of `running` until each has an end. Those that end give their memory back if `release` says so.
     fn run(
         &mut self,
         running: &mut [Running<'_>],
+        release: bool,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Stats> {
         let start = Instant::now();
@@ -308,6 +359,7 @@ impl Engine {
                 running.iter_mut().for_each(|r| r.finish = r.finish.or(Some(Finish::Cancelled)));
                 break;
             }
+            self.admit(running)?;
             let pass_start = Instant::now();
             let (mut room, mut wanted) = (self.chunk, self.wanted);
             let mut prompt_rows = 0;
@@ -319,6 +371,7 @@ impl Engine {
                 if room == 0 || wanted == 0 {
                     break;
                 }
+                let Some(sequence) = &mut r.sequence else { break };
                 let rows = r.pending.len().min(room);
                 room -= rows;
                 let complete = rows == r.pending.len();
@@ -326,7 +379,7 @@ impl Engine {
                 prompt_rows += if r.in_prompt { rows } else { 0 };
                 served.push((index, rows, complete));
                 segments.push(Segment {
-                    sequence: &mut r.sequence,
+                    sequence,
                     tokens: &r.pending[..rows],
                     wanted: if complete { rows - 1..rows } else { 0..0 },
                 });
@@ -365,6 +418,9 @@ impl Engine {
                     r.finish = Some(Finish::Cancelled);
                 }
             }
+            for r in running.iter_mut().filter(|r| release && r.finish.is_some()) {
+                r.sequence = None;
+            }
         }
         for (index, r) in running.iter_mut().enumerate() {
             let text = r.flush()?;
@@ -398,7 +454,7 @@ impl Running<'_> {
             Some(Finish::Stop)
         } else if self.tokens.len() >= self.max_new_tokens {
             Some(Finish::Length)
-        } else if self.sequence.len() >= self.sequence.capacity() {
+        } else if self.sequence.as_ref().is_none_or(|sequence| sequence.len() >= sequence.capacity()) {
             Some(Finish::Context)
         } else {
             self.pending.push(token);
@@ -426,7 +482,7 @@ impl Running<'_> {
         Ok(text)
     }
 
-    fn split(self) -> (Sequence, Completion) {
+    fn split(self) -> (Option<Sequence>, Completion) {
         let completion = Completion {
             tokens: self.tokens,
             text: self.stream.is_some().then_some(self.text),
@@ -465,6 +521,7 @@ impl Session<'_> {
         let prompt = engine.prompt_tokens(request, text.as_deref())?;
         // Keys rotated for a shorter sequence would not be those of a fresh run: such a cache is given back first.
         let reusable = !engine.model().architecture().rope.depends_on_length();
+        engine.check_capacity(prompt.len(), request.max_new_tokens)?;
         let sequence = match self.kept.take().filter(|_| reusable) {
             Some((mut sequence, tokens)) => {
                 let common = tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
@@ -475,14 +532,16 @@ impl Session<'_> {
             }
             None => engine.sequence_for_all(prompt.len(), request.max_new_tokens)?,
         };
-        let mut running = [engine.start(request, sequence, &prompt, text.as_deref())?];
-        let stats = engine.run(&mut running, on_event)?;
+        let mut running = [engine.start(request, Some(sequence), &prompt, text.as_deref())?];
+        let stats = engine.run(&mut running, false, on_event)?;
         let [running] = running;
         let (sequence, completion) = running.split();
         let mut tokens = prompt;
         tokens.extend_from_slice(&completion.tokens);
-        tokens.truncate(sequence.len());
-        self.kept = Some((sequence, tokens));
+        self.kept = sequence.map(|sequence| {
+            tokens.truncate(sequence.len());
+            (sequence, tokens)
+        });
         Ok((completion, stats))
     }
 }

@@ -7,12 +7,12 @@
 //! use std::io::Write;
 //! use std::ops::ControlFlow;
 //!
-//! use narrows::{Engine, Model, Prompt, Request};
+//! use narrows::{Engine, Model, Request};
 //!
 //! let model = Model::open("models/demo")?;
 //! println!("{} of weights", model.weight_bytes());
 //! let mut engine = Engine::builder().build(model)?;
-//! let request = Request::new(Prompt::Text("And the king said unto".to_owned())).max_new_tokens(16);
+//! let request = Request::new("And the king said unto").max_new_tokens(16);
 //! let done = engine.generate(&[request], |event| {
 //!     print!("{}", event.text);
 //!     let _ = std::io::stdout().flush();
@@ -21,6 +21,28 @@
 //! println!("\n{} tokens in {:?}", done.stats.new_tokens, done.stats.wall);
 //! # Ok::<(), narrows::Error>(())
 //! ```
+//!
+//! # Embedding
+//!
+//! - **Memory.** [`EngineBuilder::ram`] is a hard cap; without it the cap is 80 % of what is available
+//!   ([`memory::automatic`]). [`EngineBuilder::plan`] says before anything is loaded whether a model fits, and
+//!   [`Error::DoesNotFit`] the smallest cap that works. A plan that fits has memory for the tokenizer, unless
+//!   [`EngineBuilder::without_text`] says that prompts are token ids.
+//! - **Requests.** Memory for [`EngineBuilder::sequences`] of [`EngineBuilder::positions`] each is set aside. More
+//!   requests than that take turns; one that is longer is refused ([`Error::BeyondWorkload`]) before anything is
+//!   computed.
+//! - **Deadlines and cancelling.** The callback of [`Engine::generate`] ends all texts by breaking.
+//! - **Threads.** An [`Engine`] is `Send`; it computes on threads of its own and on the caller's. No frame needs more
+//!   than 300 KiB of a stack, also without optimisation.
+//! - **Speed in a debug build.** Cargo's dev profile does not optimise dependencies, and kernels without
+//!   optimisation are some hundred times slower. The embedding program's `Cargo.toml` changes that:
+//!
+//!   ```toml
+//!   [profile.dev.package."*"]
+//!   opt-level = 2
+//!   ```
+//!
+//! `examples/embed.rs` is a whole program. To stream tensors of another engine, `narrows-stream` is enough.
 //!
 //! The crate has no global state, prints nothing and reads no environment variables. It knows no file layout
 //! (`narrows-shard`) and no instruction set (`narrows-cpu`).
@@ -38,6 +60,7 @@ mod generation_config;
 mod json;
 mod made;
 mod measure;
+pub mod memory;
 mod model;
 mod names;
 mod perplexity;

@@ -144,7 +144,7 @@ impl TileSource for MadeSource {
         });
         let result = Ok(filled?);
         let moved = Bytes(range.map_or(0, |range| range.len as u64));
-        self.done.push_back(Completed { result, tag, moved, submitted, completed: Instant::now() });
+        self.done.push_back(Completed::now(result, tag, moved, submitted));
         Ok(())
     }
 

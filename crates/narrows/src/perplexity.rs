@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 /// The perplexity of a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Perplexity {
     /// `exp` of the mean negative log-likelihood of a token.
     pub perplexity: f64,

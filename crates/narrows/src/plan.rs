@@ -14,6 +14,7 @@ use crate::tiling::Tiling;
 
 /// The most that will be asked of an engine at a time; memory for it is set aside before any weight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Workload {
     /// Sequences at a time.
     pub sequences: usize,
@@ -26,6 +27,13 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Up to `sequences` at a time with `positions` together, in steps of up to `step_rows` rows of which
+    /// `wanted_rows` come to logits.
+    #[must_use]
+    pub const fn new(sequences: usize, positions: usize, step_rows: usize, wanted_rows: usize) -> Self {
+        Self { sequences, positions, step_rows, wanted_rows }
+    }
+
     /// Generation of up to `new` tokens after each of `prompts` (their lengths), in steps of `chunk` rows, within
     /// a context of `context` positions.
     #[must_use]
@@ -65,6 +73,7 @@ impl Workload {
 
 /// How fast this machine reads weights from disk and computes on them, in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Speeds {
     /// From the disk that holds the model.
     pub disk: Speed,
@@ -86,6 +95,7 @@ impl Default for Speeds {
 
 /// Where every weight of a model will be, and how long a pass will take.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Plan {
     /// Tiles in host memory: residency, slots, prediction.
     pub stream: narrows_stream::Plan,
@@ -108,6 +118,7 @@ pub struct Plan {
 
 /// Where weights will be in a device's memory.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct DevicePlan {
     /// Tiles in the device's memory. What it calls the disk is the link to the device.
     pub stream: narrows_stream::Plan,
@@ -117,6 +128,7 @@ pub struct DevicePlan {
 
 /// The stage that a pass waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Bound {
     /// Reading from disk takes longest.
     Disk,
@@ -287,7 +299,7 @@ fn device_plan(
     tiling: &Tiling,
 ) -> Result<DevicePlan> {
     let a = model.architecture();
-    let tile = |len: usize, access| Tile { len: Bytes(len as u64), capacity: Bytes(len as u64), access };
+    let tile = |len: usize, access| Tile::new(Bytes(len as u64), Bytes(len as u64), access);
     let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len, row.access)).collect();
     let vectors = CudaBackend::vector_bytes(model.vector_lens());
     let needs = [
@@ -296,20 +308,14 @@ fn device_plan(
         Need::new("activations", CudaBackend::activation_bytes(a, limits(w))),
         Need::new("norms and biases", vectors),
     ];
-    let stream = narrows_stream::plan(&narrows_stream::Request {
-        tiles: &tiles,
-        budget: device.budget,
-        grain: DEVICE_ALIGNMENT,
-        needs: &needs,
-        slots: settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly),
-        demand_slots: settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly),
-        frames: usize::MAX,
-        demanded_per_pass: demanded_per_pass(model, w.sequences),
-        extra_per_pass: Bytes(0),
-        disk: settings.speeds.link,
-        compute: settings.speeds.compute,
-    })
-    .map_err(|error| does_not_fit("VRAM", error))?;
+    let slots = settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly);
+    let request = narrows_stream::Request::new(&tiles, device.budget)
+        .grain(DEVICE_ALIGNMENT)
+        .needs(&needs)
+        .slots(slots)
+        .demand(slots, usize::MAX, demanded_per_pass(model, w.sequences))
+        .speeds(settings.speeds.link, settings.speeds.compute);
+    let stream = narrows_stream::plan(&request).map_err(|error| does_not_fit("VRAM", error))?;
     Ok(DevicePlan { stream, budget: device.budget })
 }
 
@@ -367,22 +373,15 @@ fn host_plan(
     let on_device = device.map_or(0, |device| device.stream.frames);
     let demanded = demanded_per_pass(model, w.sequences);
     let embedding_row = model.embedding().tensor.bytes().get() / a.vocab_size as u64;
-    narrows_stream::plan(&narrows_stream::Request {
-        tiles: &tiles,
-        budget: settings.budget,
-        grain: narrows_staging::ALIGNMENT,
-        needs: &needs,
-        slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
-        demand_slots: settings.slots.map_or(Slots::Auto, Slots::Exactly),
-        frames: groups - on_device,
-        demanded_per_pass: Bytes(
-            (demanded.get() as f64 * (groups - on_device) as f64 / groups.max(1) as f64) as u64,
-        ),
-        extra_per_pass: Bytes(embedding_row * w.sequences as u64),
-        disk: settings.speeds.disk,
-        compute: settings.speeds.compute,
-    })
-    .map_err(|error| does_not_fit("RAM", error))
+    let slots = settings.slots.map_or(Slots::Auto, Slots::Exactly);
+    let demanded = (demanded.get() as f64 * (groups - on_device) as f64 / groups.max(1) as f64) as u64;
+    let request = narrows_stream::Request::new(&tiles, settings.budget)
+        .needs(&needs)
+        .slots(slots)
+        .demand(slots, groups - on_device, Bytes(demanded))
+        .extra_per_pass(Bytes(embedding_row * w.sequences as u64))
+        .speeds(settings.speeds.disk, settings.speeds.compute);
+    narrows_stream::plan(&request).map_err(|error| does_not_fit("RAM", error))
 }
 
 fn does_not_fit(memory: &'static str, error: narrows_stream::Error) -> Error {

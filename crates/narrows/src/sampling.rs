@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 /// over new tokens), temperature, top-k, top-p (Holtzman et al., arXiv:1904.09751), min-p (Nguyen et al.,
 /// arXiv:2407.01082), a draw.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Logits are divided by it; 0 takes the best token always.
     pub temperature: f32,
@@ -45,6 +46,12 @@ impl Sampling {
         frequency_penalty: 0.0,
         seed: 0,
     };
+
+    /// Draws from all tokens by their probabilities at `temperature`, from random numbers that start at `seed`.
+    #[must_use]
+    pub const fn drawn(temperature: f32, seed: u64) -> Self {
+        Self { temperature, seed, ..Self::GREEDY }
+    }
 
     /// Checks that every value lies where it has a meaning.
     ///

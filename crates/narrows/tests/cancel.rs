@@ -13,7 +13,7 @@ use narrows::{Engine, Error, Finish, Model, Prompt, Request, ScoreInput, Workloa
 #[test]
 fn a_prompt_is_given_up_between_two_steps() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/checkpoints/llama");
-    let workload = Workload { sequences: 1, positions: 64, step_rows: 4, wanted_rows: 4 };
+    let workload = Workload::new(1, 64, 4, 4);
     let builder = Engine::builder().chunk(NonZeroUsize::new(4)).workload(workload);
     let mut engine = builder.build(Model::open(dir).unwrap()).unwrap();
     let layers = engine.model().architecture().layers;
@@ -35,7 +35,7 @@ fn a_prompt_is_given_up_between_two_steps() {
     let given_up = engine.generate(std::slice::from_ref(&request), |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((given_up.stats.passes, given_up.completions[0].finish), (3, Finish::Cancelled));
     assert!(given_up.completions[0].tokens.is_empty());
-    let score = [ScoreInput { tokens: &prompt, wanted: 0..40 }];
+    let score = [ScoreInput::new(&prompt, 0..40)];
     assert!(matches!(engine.score(&score, |_, _, _| Ok(())), Err(Error::Cancelled)));
 
     cancel.store(false, Ordering::Relaxed);

@@ -38,7 +38,7 @@ fn engine(dir: &Path, builder: EngineBuilder) -> Result<Engine, Error> {
 }
 
 fn logits(engine: &mut Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>, Error> {
-    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 0..tokens.len() }).collect();
+    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 0..tokens.len())).collect();
     let mut logits = Vec::new();
     engine.score(&inputs, |_, _, row| {
         logits.extend_from_slice(row);
@@ -134,7 +134,7 @@ fn the_error_is_at_most_twice_that_of_transformers_in_bf16() {
         let ids: Vec<u32> =
             tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
         let ids: Vec<Vec<u32>> = ids.chunks(tensor.shape()[1]).map(<[u32]>::to_vec).collect();
-        let workload = Workload { sequences: 4, positions: 512, step_rows: 256, wanted_rows: 256 };
+        let workload = Workload::new(4, 512, 256, 256);
         let mut engine = engine(&data(&name), Engine::builder().workload(workload)).unwrap();
         let ours = logits(&mut engine, &ids).unwrap();
         let exact = floats("logits").unwrap();
@@ -202,7 +202,7 @@ fn quantised_packs_compute_as_on_the_cpu() {
     let layout = source.pack_layout(&Quantisation { layers: nf4, attention: q8, head: q8 });
     narrows_shard::pack(source.files().unwrap(), &layout, pack.path(), &Default::default(), &mut |_| ())
         .unwrap();
-    let workload = Workload { sequences: 2, positions: 512, step_rows: 64, wanted_rows: 64 };
+    let workload = Workload::new(2, 512, 64, 64);
     let ids: Vec<Vec<u32>> = vec![IDS.map(|id| id % 256).to_vec(), (0..30).collect()];
     let on_device = {
         let mut engine = engine(pack.path(), Engine::builder().workload(workload)).unwrap();
@@ -226,7 +226,7 @@ const IDS: [u32; 8] = [1, 335, 13, 298, 397, 776, 261, 874];
 
 /// What a process is to run, in one variable of its environment.
 fn parse(case: &str) -> EngineBuilder {
-    let workload = Workload { sequences: 1, positions: 16, step_rows: 8, wanted_rows: 8 };
+    let workload = Workload::new(1, 16, 8, 8);
     let mut builder = Engine::builder().workload(workload);
     for setting in case.split_whitespace() {
         let (name, value) = setting.split_once('=').unwrap();

@@ -46,13 +46,13 @@ fn golden(name: &str) -> Golden {
 }
 
 fn engine(dir: &Path, builder: EngineBuilder) -> Engine {
-    let workload = Workload { sequences: 8, positions: 1024, step_rows: 512, wanted_rows: 512 };
+    let workload = Workload::new(8, 1024, 512, 512);
     builder.workload(workload).build(Model::open(dir).unwrap()).unwrap()
 }
 
 /// The logits of every row, all rows in one call.
 fn logits(engine: &mut Engine, ids: &[Vec<u32>]) -> Vec<Vec<f32>> {
-    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 0..tokens.len() }).collect();
+    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 0..tokens.len())).collect();
     let mut logits = vec![Vec::new(); ids.len()];
     engine
         .score(&inputs, |input, position, row| {

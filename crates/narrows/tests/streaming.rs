@@ -19,14 +19,14 @@ fn ids() -> Vec<Vec<u32>> {
     (0..3).map(|row| (0..20 + row).map(|i| (i * 37 + row * 11 + 5) % 190).collect()).collect()
 }
 
-const WORKLOAD: Workload = Workload { sequences: 3, positions: 120, step_rows: 8, wanted_rows: 8 };
+const WORKLOAD: Workload = Workload::new(3, 120, 8, 8);
 
 /// Logits of all rows, then three greedy tokens after each: prefill in chunks, and decoding.
 fn answer(dir: &Path, builder: EngineBuilder) -> (Vec<f32>, Vec<Vec<u32>>, Engine) {
     let builder = builder.chunk(NonZeroUsize::new(8)).workload(WORKLOAD);
     let mut engine = builder.build(Model::open(dir).unwrap()).unwrap();
     let ids = ids();
-    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 3..tokens.len() }).collect();
+    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 3..tokens.len())).collect();
     let mut logits = Vec::new();
     engine
         .score(&inputs, |_, _, row| {
@@ -136,7 +136,7 @@ fn the_smallest_budget_is_told() {
 #[test]
 fn little_memory_is_enough_to_measure() {
     // Little of the budget is for anything but slots.
-    let workload = Workload { sequences: 1, positions: 1, step_rows: 1, wanted_rows: 1 };
+    let workload = Workload::new(1, 1, 1, 1);
     for (name, slots) in [("llama", NonZeroUsize::new(1)), ("mixtral", None), ("qwen2-moe-windows", None)] {
         let model = Model::open(data(name)).unwrap();
         let builder = Engine::builder().workload(workload).slots(slots);
@@ -157,12 +157,7 @@ fn little_memory_is_enough_to_measure() {
 #[test]
 fn bytes_per_token_are_exact() {
     let dir = data("qwen3");
-    let builder = Engine::builder().tile(Some(Bytes(4 << 10))).workload(Workload {
-        sequences: 1,
-        positions: 64,
-        step_rows: 8,
-        wanted_rows: 1,
-    });
+    let builder = Engine::builder().tile(Some(Bytes(4 << 10))).workload(Workload::new(1, 64, 8, 1));
     let model = || Model::open(&dir).unwrap();
     let all = builder.plan(&model()).unwrap().stream.all_resident_at;
     for ram in [Bytes(all.get() * 3 / 4), all] {
@@ -195,8 +190,7 @@ fn only_routed_experts_are_read() {
         assert_eq!(experts.layers.iter().filter(|sparse| **sparse).count(), layers);
         let one = model().expert_bytes().get() / (layers * experts.count) as u64;
         let builder = Engine::builder().tile(Some(Bytes(2 << 10))).chunk(NonZeroUsize::new(8));
-        let builder =
-            builder.workload(Workload { sequences: 1, positions: 64, step_rows: 8, wanted_rows: 1 });
+        let builder = builder.workload(Workload::new(1, 64, 8, 1));
         let all = builder.plan(&model()).unwrap().stream.all_resident_at.get();
         let minimum = least(&builder, &model());
         for part in 0..=4 {
@@ -229,11 +223,11 @@ fn only_routed_experts_are_read() {
 /// A request beyond the workload is refused before anything is computed, and the engine goes on.
 #[test]
 fn more_than_planned_is_refused() {
-    let workload = Workload { sequences: 1, positions: 16, step_rows: 8, wanted_rows: 1 };
+    let workload = Workload::new(1, 16, 8, 1);
     let mut engine = Engine::builder().workload(workload).build(Model::open(data("llama")).unwrap()).unwrap();
     let request = |n| Request::new(Prompt::Tokens(vec![5; 4])).max_new_tokens(n).ignore_eos(true);
     let error = engine.generate(&[request(40)], |_| ControlFlow::Continue(())).unwrap_err();
-    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    assert!(matches!(error, Error::BeyondWorkload { needed: 44, planned: 16 }), "{error}");
     assert_eq!(engine.generate(&[request(8)], |_| ControlFlow::Continue(())).unwrap().stats.new_tokens, 8);
 }
 
@@ -245,12 +239,8 @@ fn truncated_while_running() {
         for file in ["config.json", "model.safetensors"] {
             std::fs::copy(data("llama").join(file), dir.path().join(file)).unwrap();
         }
-        let builder = Engine::builder().tile(Some(Bytes(4 << 10))).io(io).workload(Workload {
-            sequences: 1,
-            positions: 300,
-            step_rows: 1,
-            wanted_rows: 1,
-        });
+        let builder =
+            Engine::builder().tile(Some(Bytes(4 << 10))).io(io).workload(Workload::new(1, 300, 1, 1));
         let model = || Model::open(dir.path()).unwrap();
         let least = least(&builder, &model());
         let mut engine = builder.ram(Some(least)).build(model()).unwrap();
@@ -277,7 +267,7 @@ fn truncated_while_running() {
 #[test]
 fn sessions_reuse_their_cache() {
     for name in ["llama", "rope-dynamic"] {
-        let workload = Workload { sequences: 1, positions: 80, step_rows: 40, wanted_rows: 1 };
+        let workload = Workload::new(1, 80, 40, 1);
         let start = || Engine::builder().workload(workload).build(Model::open(data(name)).unwrap()).unwrap();
         let request =
             |tokens: &[u32]| Request::new(Prompt::Tokens(tokens.to_vec())).max_new_tokens(6).ignore_eos(true);
@@ -300,7 +290,7 @@ fn sessions_reuse_their_cache() {
 /// A workload of nothing still has steps of a row, which end.
 #[test]
 fn a_workload_of_no_rows() {
-    let workload = Workload { sequences: 1, positions: 16, step_rows: 0, wanted_rows: 0 };
+    let workload = Workload::new(1, 16, 0, 0);
     let mut engine = Engine::builder().workload(workload).build(Model::open(data("llama")).unwrap()).unwrap();
     let mut rows = 0;
     let tokens = [5, 6, 7];
@@ -308,7 +298,7 @@ fn a_workload_of_no_rows() {
         rows += 1;
         Ok(())
     };
-    engine.score(&[ScoreInput { tokens: &tokens, wanted: 0..3 }], count).unwrap();
+    engine.score(&[ScoreInput::new(&tokens, 0..3)], count).unwrap();
     assert_eq!(rows, 3);
 }
 
@@ -321,12 +311,12 @@ fn made_weights_are_weights() {
         ("llama-1.1b", quantised),
         ("qwen3-30b-a3b", Quantisation::all(Some(Encoding::Nf4))),
     ] {
-        let workload = Workload { sequences: 1, positions: 8, step_rows: 8, wanted_rows: 8 };
+        let workload = Workload::new(1, 8, 8, 8);
         let model = || Model::of_shape(shape, &Synth::new(shape, Some(1)).unwrap(), &quantisation).unwrap();
         let score = |ram: Option<Bytes>| {
             let mut engine = Engine::builder().workload(workload).ram(ram).build(model()).unwrap();
             let (tokens, mut all) = ([1, 2, 3], Vec::new());
-            let input = [ScoreInput { tokens: &tokens, wanted: 0..3 }];
+            let input = [ScoreInput::new(&tokens, 0..3)];
             let each = |_, _, logits: &[f32]| {
                 all.extend_from_slice(logits);
                 Ok(())

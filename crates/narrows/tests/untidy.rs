@@ -48,10 +48,10 @@ fn changed(base: &str, change: impl FnOnce(&mut Tensors, &mut Value)) -> tempfil
 
 fn logits(dir: &Path) -> Vec<f32> {
     let tokens: Vec<u32> = (3..40).collect();
-    let workload = Workload { sequences: 1, positions: 64, step_rows: 64, wanted_rows: 64 };
+    let workload = Workload::new(1, 64, 64, 64);
     let mut engine = Engine::builder().workload(workload).build(Model::open(dir).unwrap()).unwrap();
     let mut logits = Vec::new();
-    let input = ScoreInput { tokens: &tokens, wanted: 0..tokens.len() };
+    let input = ScoreInput::new(&tokens, 0..tokens.len());
     engine
         .score(&[input], |_, _, row| {
             logits.extend_from_slice(row);

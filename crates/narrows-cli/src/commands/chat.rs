@@ -32,12 +32,12 @@ pub(super) fn chat(
 ) -> Result<()> {
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
+        _ => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
     // Nobody knows how long the conversation will be: memory for all of it is set aside.
     let compute = Compute { ctx: Context::Positions(positions), ..args.compute.clone() };
     let chunk = builder(&compute)?.chunk_rows(model.architecture()).min(positions);
-    let workload = Workload { sequences: 1, positions, step_rows: chunk, wanted_rows: 1 };
+    let workload = Workload::new(1, positions, chunk, 1);
     let mut engine = start(output, &compute, model, workload, text, 0)?;
     converse(output, &mut engine, system, request)?;
     write_trace(&engine, args.compute.trace.as_deref())

@@ -19,7 +19,6 @@ use crate::args::{Doctor, Output};
 use crate::failure::Result;
 use crate::figures;
 use crate::interrupt::Interrupt;
-use crate::memory;
 use crate::output::{lossy, write, write_json};
 
 /// What is read of a disk, and for how long: enough for it to come to its speed.
@@ -119,8 +118,8 @@ pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
         isa: machine.isa,
         threads: machine.threads,
         memory_bytes: machine.memory_bytes.map(Bytes::get),
-        memory_available_bytes: memory::available().map(Bytes::get),
-        cgroup_limit_bytes: memory::cgroup_limit().map(Bytes::get),
+        memory_available_bytes: narrows::memory::available_memory().map(Bytes::get),
+        cgroup_limit_bytes: narrows::memory::memory_limit().map(Bytes::get),
         pinned_limit_bytes: getrlimit(Resource::Memlock).current,
         huge_pages: transparent_huge_pages(),
         disk,

@@ -43,7 +43,7 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     progress.clear();
     write_trace(&engine, args.compute.trace.as_deref())?;
     interrupt.check()?;
-    let narrows::Perplexity { perplexity, stderr, tokens } = result?;
+    let narrows::Perplexity { perplexity, stderr, tokens, .. } = result?;
     if output.json {
         let report = Report { schema_version: SCHEMA_VERSION, perplexity, stderr, tokens, window, stride };
         return write_json(&report);

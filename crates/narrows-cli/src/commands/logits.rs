@@ -18,7 +18,7 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let workload = Workload::score(positions, batch * positions, chunk);
     let mut engine = start(output, &args.compute, model, workload, None, 0)?;
     let vocab = engine.model().architecture().vocab_size;
-    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput { tokens, wanted: 0..positions }).collect();
+    let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 0..positions)).collect();
     let interrupt = Interrupt::listen();
     engine.cancel_on(Interrupt::flag());
     let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;

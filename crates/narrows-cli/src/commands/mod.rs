@@ -20,22 +20,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use narrows::{
-    Bytes, Context, Engine, EngineBuilder, IoMode, Isa, Model, Quantisation, Synth, Text, Workload,
+    Bytes, Context, Engine, EngineBuilder, IoMode, Isa, Model, Quantisation, Synth, Text, Workload, memory,
 };
 
 use self::speeds::Known;
 use crate::amounts::count;
 use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
-use crate::memory;
 use crate::models::locate;
 use crate::output::say;
 
 /// Version of the JSON documents; fields are only added within one.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
-
-/// Share of the available memory that `--ram auto` takes.
-const AUTO_SHARE: f64 = 0.8;
 
 /// Share of the free memory of a device that `--vram auto` takes.
 const AUTO_VRAM_SHARE: f64 = 0.9;
@@ -85,14 +81,12 @@ fn open_or_shape(path: &Path, quantisation: &Quantisation, layers: Option<usize>
 
 /// Settings of the engine as the flags say, but for the device.
 fn builder(args: &Compute) -> Result<EngineBuilder> {
-    let available = memory::available();
-    let share = |share: f64| available.map(|bytes| Bytes((bytes.get() as f64 * share) as u64));
     let ram = match args.ram {
         Ram::Size(size) => Some(size),
-        Ram::Percent(percent) => Some(share(percent / 100.0).ok_or_else(|| {
+        Ram::Percent(percent) => Some(memory::share(percent / 100.0).ok_or_else(|| {
             Failure::Usage("--ram: nobody knows here how much memory is available; give a size".to_owned())
         })?),
-        Ram::Auto => share(AUTO_SHARE),
+        Ram::Auto => memory::automatic(),
     };
     Ok(Engine::builder()
         .threads(args.threads)
@@ -121,14 +115,18 @@ fn start(
     text: Option<Arc<Text>>,
     tokens: usize,
 ) -> Result<Engine> {
-    let builder = on_device(output, args, builder(args)?)?.workload(workload).text(text);
+    let builder = on_device(output, args, builder(args)?)?.workload(workload);
+    let builder = match text {
+        Some(text) => builder.text(text),
+        None => builder.without_text(),
+    };
     if let Context::Positions(n) = args.ctx
         && model.architecture().max_positions.is_some_and(|max| n > max)
     {
         say(output, &format!("warning: --ctx {n} is beyond what the model was made for; results may suffer"));
     }
     let assumed = builder.plan(&model).map_err(|error| tuned(args, error))?;
-    if let Some(available) = memory::available()
+    if let Some(available) = memory::available_memory()
         && assumed.stream.total() > available
     {
         return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });

@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::SCHEMA_VERSION;
 use crate::args::{Output, Pack, Quant, QuantPart};
 use crate::failure::{Failure, Result};
-use crate::memory;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(Serialize)]
@@ -35,7 +34,7 @@ struct QuantisationReport {
 
 pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
     let model = Model::open_for_pack(&args.model, &args.output)?;
-    let (quantisation, reason) = quantisation(&model, args, memory::available())?;
+    let (quantisation, reason) = quantisation(&model, args, narrows::memory::available_memory())?;
     if let Some(reason) = &reason {
         say(output, reason);
     }

@@ -129,9 +129,9 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     }
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        Context::Auto => Context::Auto.positions(model.architecture()).min(POSITIONS),
+        _ => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
-    let workload = Workload { sequences: 1, positions, step_rows: 1, wanted_rows: 1 };
+    let workload = Workload::new(1, positions, 1, 1);
     let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
     let assumed = builder.plan(&model).map_err(|error| tuned(&args.compute, error))?;
     let known = match described {

@@ -20,7 +20,6 @@ use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
 use crate::input::{read_stdin, text_of};
 use crate::interrupt::{self, Interrupt};
-use crate::memory;
 use crate::models::locate;
 use crate::output::{StatusLine, say, write, write_json};
 use crate::tensors::read_ids;
@@ -324,7 +323,7 @@ fn generate(
         }
     });
     status.clear();
-    let Generation { completions, stats } = generated?;
+    let Generation { completions, stats, .. } = generated?;
     stdout.into_inner()?;
     if output.json {
         notes.extend_from_slice(engine.io_notes());
@@ -435,7 +434,7 @@ fn report(
             predicted_seconds_per_token: engine.plan().seconds_per_token(),
             bound: engine.plan().bound().to_string(),
             bytes_read: engine.bytes_read().get(),
-            peak_rss_bytes: memory::peak_resident().map(narrows::Bytes::get),
+            peak_rss_bytes: narrows::memory::peak_resident().map(narrows::Bytes::get),
             peak_host_bytes: engine.peak_host_bytes().get(),
             threads: engine.threads(),
             peak_device_bytes: engine.peak_device_bytes().map(narrows::Bytes::get),
@@ -469,7 +468,7 @@ pub(super) fn closing_line(
     let of =
         given(engine.plan().budget).map_or(String::new(), |budget| format!(" of {}", narrows::Bytes(budget)));
     line += &format!(", memory {}{of}", engine.peak_host_bytes());
-    if let Some(peak) = memory::peak_resident() {
+    if let Some(peak) = narrows::memory::peak_resident() {
         line += &format!(" (process {peak})");
     }
     if let Some(peak) = engine.peak_device_bytes() {
@@ -494,7 +493,7 @@ pub(super) fn closing_line(
             Finish::Length => line += &format!("; ended at {} tokens (-n)", request.max_new_tokens),
             Finish::Context => line += "; ended at the end of the context (--ctx)",
             Finish::Cancelled => line += "; interrupted",
-            Finish::Eos | Finish::Stop => {}
+            _ => {}
         }
     }
     line
@@ -508,7 +507,8 @@ fn sampling(args: &SamplingArgs, defaults: &GenerationDefaults) -> Sampling {
     let drawn =
         args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
     if args.greedy {
-        sampling = Sampling { repetition_penalty: sampling.repetition_penalty, ..Sampling::GREEDY };
+        let repetition_penalty = std::mem::replace(&mut sampling, Sampling::GREEDY).repetition_penalty;
+        sampling.repetition_penalty = repetition_penalty;
     } else if (drawn || args.seed.is_some()) && sampling.temperature == 0.0 {
         // Whoever narrows the choice, or says where the random numbers start, wants to draw.
         sampling.temperature = 1.0;

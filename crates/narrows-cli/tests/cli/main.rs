@@ -11,6 +11,7 @@ mod inspect;
 mod interrupts;
 mod memory;
 mod models;
+mod numbers;
 mod output;
 mod pack;
 mod plan;

@@ -29,6 +29,7 @@ use crate::{ALIGNMENT, Arena, Error, Filling, Free, Ready, Slot};
 
 /// How files are to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IoMode {
     /// Directly where the file system can, else through the page cache.
     #[default]

@@ -4,7 +4,7 @@
 mod nasty;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -38,10 +38,9 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     // About every third tile is demanded, in groups of three, here and there.
-    let tile = (1_u64..20_000, 0_u64..5000, 0_usize..30).prop_map(|(len, slack, kind)| Tile {
-        len: Bytes(len),
-        capacity: Bytes(len + slack),
-        access: if kind < 10 { Access::Demanded(Group(kind as u32 / 2)) } else { Access::Walked },
+    let tile = (1_u64..20_000, 0_u64..5000, 0_usize..30).prop_map(|(len, slack, kind)| {
+        let access = if kind < 10 { Access::Demanded(Group(kind as u32 / 2)) } else { Access::Walked };
+        Tile::new(Bytes(len), Bytes(len + slack), access)
     });
     let rare = || prop_oneof![Just(1_000_000_usize), 2_usize..20];
     (
@@ -95,19 +94,13 @@ fn number_groups(tiles: &mut [Tile]) {
 }
 
 fn planned(case: &Case) -> Plan {
-    let mut request = Request {
-        tiles: &case.tiles,
-        budget: Bytes(0),
-        grain: narrows_staging::ALIGNMENT,
-        needs: &[],
-        slots: Slots::Exactly(case.slots),
-        demand_slots: Slots::Exactly(case.demand_slots),
-        frames: case.frames,
-        demanded_per_pass: Bytes(0),
-        extra_per_pass: Bytes(0),
-        disk: Speed::assumed(1e9),
-        compute: Speed::assumed(1e9),
-    };
+    let mut request = Request::new(&case.tiles, Bytes(0))
+        .grain(narrows_staging::ALIGNMENT)
+        .needs(&[])
+        .slots(Slots::Exactly(case.slots))
+        .demand(Slots::Exactly(case.demand_slots), case.frames, Bytes(0))
+        .extra_per_pass(Bytes(0))
+        .speeds(Speed::assumed(1e9), Speed::assumed(1e9));
     let least = match plan(&request) {
         Err(Error::BudgetTooSmall { minimum, .. }) => minimum.get(),
         other => other.unwrap().minimum.get(),
@@ -122,8 +115,8 @@ fn start(plan: &Plan, source: impl TileSource + 'static, trace: usize) -> Stream
     let budget = Budget::new(plan.arena + Trace::memory(trace));
     let arena = Arena::new(&budget, "weights", plan.arena, ArenaOptions::default()).unwrap();
     let trace = Some(Trace::new(&budget, trace).unwrap());
-    let describe = Arc::new(|tile: TileId| format!("blocks.{}.weight", tile.0));
-    Stream::start(plan, &arena, source, Options { describe, trace }).unwrap()
+    let describe = |tile: TileId| format!("blocks.{}.weight", tile.0);
+    Stream::start(plan, &arena, source, Options::default().describe(describe).trace(trace)).unwrap()
 }
 
 /// What a run came to.
@@ -279,11 +272,8 @@ proptest! {
 }
 
 fn simple(tiles: u32, demanded: u32, slots: usize, share: f64) -> Case {
-    let tile = |i| Tile {
-        len: Bytes(1000),
-        capacity: Bytes(4096),
-        access: if i >= tiles { Access::Demanded(Group(i - tiles)) } else { Access::Walked },
-    };
+    let access = |i| if i >= tiles { Access::Demanded(Group(i - tiles)) } else { Access::Walked };
+    let tile = |i| Tile::new(Bytes(1000), Bytes(4096), access(i));
     Case {
         tiles: (0..tiles + demanded).map(tile).collect(),
         slots,

@@ -120,7 +120,7 @@ impl TileSource for Nasty {
                 Ok(start..start + len)
             })
         };
-        Some(Completed { result, tag, moved: Bytes(4096), submitted, completed: Instant::now() })
+        Some(Completed::now(result, tag, Bytes(4096), submitted))
     }
 
     fn in_flight(&self) -> usize {

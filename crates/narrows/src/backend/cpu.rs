@@ -10,6 +10,7 @@ use narrows_stream::Held;
 
 use super::{Activation, Backend, Step, Tile};
 use crate::architecture::Architecture;
+use crate::decoder::first_not_finite;
 use crate::error::{Error, Result};
 use crate::routing::Routing;
 use crate::sequence::{Cache, Sequence};
@@ -234,6 +235,10 @@ impl Backend for CpuBackend {
         self.cpu.rms_norm(&hidden[..wanted], weight, eps, normed)?;
         self.put(Activation::Hidden, hidden);
         Ok(())
+    }
+
+    fn not_finite(&self) -> Option<usize> {
+        first_not_finite(self.get(Activation::Projected), self.architecture.hidden_size)
     }
 
     fn logits(&mut self) -> Result<&mut [f32]> {

@@ -186,6 +186,12 @@ pub(crate) trait Backend: Send {
     /// Ends the layers: `Hidden += Projected`, and `Hidden` becomes its wanted rows, normed, in `Normed`.
     fn finish(&mut self, weight: &Self::Vector, eps: f32, encoding: Encoding) -> Result<()>;
 
+    /// A row of `Projected` that has NaN or infinity in it, where that can be seen without waiting. What is not seen
+    /// here is seen in the logits.
+    fn not_finite(&self) -> Option<usize> {
+        None
+    }
+
     /// Waits for `Logits`.
     fn logits(&mut self) -> Result<&mut [f32]>;
 }

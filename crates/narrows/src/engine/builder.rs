@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::generation_config::GenerationDefaults;
 use crate::made::MadeSource;
 use crate::measure;
+use crate::memory;
 use crate::model::Model;
 use crate::plan::{self, DevicePlan, DeviceSettings, Plan, Settings, Speeds, Workload};
 use crate::text::Text;
@@ -33,6 +34,8 @@ pub struct EngineBuilder {
     kv_encoding: Option<Encoding>,
     context: Context,
     ram: Option<Bytes>,
+    /// The cap where none is set, if the system says how much there is.
+    automatic: Option<Bytes>,
     device: Option<Device>,
     vram: Option<Bytes>,
     carving: Carving,
@@ -40,8 +43,12 @@ pub struct EngineBuilder {
     slots: Option<NonZeroUsize>,
     tile: Option<Bytes>,
     workload: Workload,
+    /// Set by themselves, and then instead of the workload's.
+    sequences: Option<usize>,
+    positions: Option<usize>,
     speeds: Speeds,
     text: Option<Arc<Text>>,
+    without_text: bool,
     trace: bool,
 }
 
@@ -56,6 +63,7 @@ impl Default for EngineBuilder {
             kv_encoding: None,
             context: Context::Auto,
             ram: None,
+            automatic: memory::automatic(),
             device: None,
             vram: None,
             carving: Carving::Together,
@@ -63,8 +71,11 @@ impl Default for EngineBuilder {
             slots: None,
             tile: None,
             workload: Workload { sequences: 1, positions: 512, step_rows: 512, wanted_rows: 1 },
+            sequences: None,
+            positions: None,
             speeds: Speeds::default(),
             text: None,
+            without_text: false,
             trace: false,
         }
     }
@@ -72,20 +83,20 @@ impl Default for EngineBuilder {
 
 impl EngineBuilder {
     /// Threads that compute; all that the machine has if not set.
-    pub const fn threads(mut self, threads: Option<NonZeroUsize>) -> Self {
-        self.threads = threads;
+    pub fn threads(mut self, threads: impl Into<Option<NonZeroUsize>>) -> Self {
+        self.threads = threads.into();
         self
     }
 
     /// Rows that one step computes at most; as many as 256 MiB of activations hold, up to 512, if not set.
-    pub const fn chunk(mut self, rows: Option<NonZeroUsize>) -> Self {
-        self.chunk = rows;
+    pub fn chunk(mut self, rows: impl Into<Option<NonZeroUsize>>) -> Self {
+        self.chunk = rows.into();
         self
     }
 
     /// How keys and values are cached; float32 on the CPU and bfloat16 on a device if not set.
-    pub const fn kv_encoding(mut self, encoding: Option<Encoding>) -> Self {
-        self.kv_encoding = encoding;
+    pub fn kv_encoding(mut self, encoding: impl Into<Option<Encoding>>) -> Self {
+        self.kv_encoding = encoding.into();
         self
     }
 
@@ -95,22 +106,24 @@ impl EngineBuilder {
         self
     }
 
-    /// A hard cap on memory for weights, staging, KV cache and activations together; none if not set.
-    pub const fn ram(mut self, budget: Option<Bytes>) -> Self {
-        self.ram = budget;
+    /// A hard cap on memory for weights, staging, KV cache, activations and tokenizer together. If not set it is
+    /// [`memory::automatic`], 80 % of what is available when the builder is made; where the system does not say
+    /// what is, there is none. `Bytes(u64::MAX)` is no cap either.
+    pub fn ram(mut self, budget: impl Into<Option<Bytes>>) -> Self {
+        self.ram = budget.into();
         self
     }
 
     /// Computes on a device instead of the CPU.
-    pub fn device(mut self, device: Option<Device>) -> Self {
-        self.device = device;
+    pub fn device(mut self, device: impl Into<Option<Device>>) -> Self {
+        self.device = device.into();
         self
     }
 
     /// A hard cap on the device's memory, with all that is in use of it before: weights, slots, KV cache,
     /// activations and the context; all that is free if not set.
-    pub const fn vram(mut self, budget: Option<Bytes>) -> Self {
-        self.vram = budget;
+    pub fn vram(mut self, budget: impl Into<Option<Bytes>>) -> Self {
+        self.vram = budget.into();
         self
     }
 
@@ -127,21 +140,47 @@ impl EngineBuilder {
     }
 
     /// Slots that streamed weights pass through; as many as hold about 64 MiB if not set.
-    pub const fn slots(mut self, slots: Option<NonZeroUsize>) -> Self {
-        self.slots = slots;
+    pub fn slots(mut self, slots: impl Into<Option<NonZeroUsize>>) -> Self {
+        self.slots = slots.into();
         self
     }
 
     /// Size of a tile at most; 8 MiB if not set.
-    pub const fn tile(mut self, tile: Option<Bytes>) -> Self {
-        self.tile = tile;
+    pub fn tile(mut self, tile: impl Into<Option<Bytes>>) -> Self {
+        self.tile = tile.into();
         self
     }
 
-    /// The most that will be asked at a time. Memory for it is set aside; a request for more is refused.
+    /// The most that will be asked at a time. Memory for it is set aside; requests that do not fit together take
+    /// turns, and one that does not fit alone is refused.
     pub const fn workload(mut self, workload: Workload) -> Self {
         self.workload = workload;
         self
+    }
+
+    /// How many sequences are computed together at most; 1 if not set. More of them take turns.
+    pub const fn sequences(mut self, sequences: usize) -> Self {
+        self.sequences = Some(sequences);
+        self
+    }
+
+    /// Positions that each of the sequences may have, prompt and new tokens together; 512 if not set.
+    pub const fn positions(mut self, positions: usize) -> Self {
+        self.positions = Some(positions);
+        self
+    }
+
+    /// The workload that the settings come to.
+    fn planned_workload(&self, architecture: &Architecture) -> Workload {
+        let w = self.workload;
+        if self.sequences.is_none() && self.positions.is_none() {
+            return w;
+        }
+        let sequences = self.sequences.unwrap_or(w.sequences).max(1);
+        let each = self.positions.unwrap_or(w.positions / w.sequences.max(1));
+        let positions = sequences.saturating_mul(each);
+        let step_rows = self.chunk_rows(architecture).min(positions);
+        Workload { sequences, positions, step_rows, wanted_rows: sequences.min(step_rows) }
     }
 
     /// How fast the machine is, for the plan's prediction; nothing else depends on it.
@@ -150,9 +189,16 @@ impl EngineBuilder {
         self
     }
 
-    /// A tokenizer that was read already. Without it, one is read when first asked for.
-    pub fn text(mut self, text: Option<Arc<Text>>) -> Self {
-        self.text = text;
+    /// A tokenizer that was read already. Without it, one is read when first asked for; the plan has set its memory
+    /// aside by then.
+    pub fn text(mut self, text: impl Into<Option<Arc<Text>>>) -> Self {
+        self.text = text.into();
+        self
+    }
+
+    /// Sets no memory aside for a tokenizer: all prompts will be token ids, and none has stop strings.
+    pub const fn without_text(mut self) -> Self {
+        self.without_text = true;
         self
     }
 
@@ -175,16 +221,25 @@ impl EngineBuilder {
     pub fn plan(&self, model: &Model) -> Result<Plan> {
         let settings = Settings {
             device: self.device.as_ref().map(|device| self.device_settings(device)).transpose()?,
-            budget: self.ram.unwrap_or(Bytes(u64::MAX)),
-            workload: self.workload,
+            budget: self.ram.or(self.automatic).unwrap_or(Bytes(u64::MAX)),
+            workload: self.planned_workload(model.architecture()),
             kv_encoding: self.kv(),
-            tokenizer: self.text.as_ref().map_or(Bytes(0), |text| text.memory()),
+            tokenizer: self.text_memory(model)?,
             slots: self.slots.map(NonZeroUsize::get),
             tile: self.tile,
             trace: if self.trace { Trace::memory(TRACE_EVENTS) } else { Bytes(0) },
             speeds: self.speeds,
         };
         Plan::new(model, &settings)
+    }
+
+    /// What the tokenizer takes, or will take once it is read.
+    fn text_memory(&self, model: &Model) -> Result<Bytes> {
+        match &self.text {
+            Some(text) => Ok(text.memory()),
+            None if self.without_text || model.is_made() => Ok(Bytes(0)),
+            None => Text::memory_of(model.dir()),
+        }
     }
 
     fn device_settings(&self, device: &Device) -> Result<DeviceSettings> {
@@ -235,15 +290,14 @@ impl EngineBuilder {
         for (what, bytes) in &plan.host_needs {
             reserved.push(budget.reserve(what, *bytes)?);
         }
-        if let Some(text) = &self.text {
-            reserved.push(budget.reserve("tokenizer", text.memory())?);
-        }
+        let text_memory = budget.reserve("tokenizer", self.text_memory(&model)?)?;
 
         let trace = self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?;
         let options = || {
             let names = Arc::clone(&plan.tiling);
-            let describe = Arc::new(move |tile: TileId| names.describe(tile.index()));
-            StreamOptions { describe, trace: trace.clone() }
+            StreamOptions::default()
+                .describe(move |tile: TileId| names.describe(tile.index()))
+                .trace(trace.clone())
         };
         // Weights are read from end to end in every pass: few large pages spare the processor much looking up.
         let arena_options = ArenaOptions { huge_pages: true, ..ArenaOptions::default() };
@@ -286,12 +340,13 @@ impl EngineBuilder {
             decoder,
             text: self.text,
             eos_token: OnceLock::new(),
+            text_memory,
             context: self.context,
             device: self.device,
             plan,
             budget,
             notes,
-            reserved,
+            _reserved: reserved,
             cancelled: Arc::default(),
         })
     }

@@ -26,6 +26,7 @@ use crate::text::Text;
 
 /// How many positions a sequence may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Context {
     /// What the request needs, up to what the model was made for.
     #[default]
@@ -53,6 +54,8 @@ pub struct Engine {
     text: Option<Arc<Text>>,
     /// What [`Text::eos_token_of`] says, once asked for.
     eos_token: OnceLock<Option<u32>>,
+    /// What the tokenizer takes of the budget, or will take.
+    text_memory: Reservation,
     /// Rows of a step at most, and of them with logits.
     pub(crate) chunk: usize,
     pub(crate) wanted: usize,
@@ -66,7 +69,8 @@ pub struct Engine {
     plan: Plan,
     budget: Budget,
     notes: Vec<String>,
-    reserved: Vec<Reservation>,
+    /// Held for as long as what they are for.
+    _reserved: Vec<Reservation>,
     pub(crate) cancelled: Arc<AtomicBool>,
 }
 
@@ -77,8 +81,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Default settings: all threads, no cap on memory, float32 KV cache, the context that a request needs, and
-    /// the workload of one sequence of 512 positions.
+    /// Default settings: all threads, a cap of 80 % of the memory that is available, float32 KV cache, the context
+    /// that a request needs, and one sequence of 512 positions at a time.
     pub fn builder() -> EngineBuilder {
         EngineBuilder::default()
     }
@@ -180,8 +184,11 @@ impl Engine {
         if let Some(text) = &self.text {
             return Ok(Arc::clone(text));
         }
+        // Refused before anything is read, if it was not planned for and nothing is left.
+        let expected = Text::memory_of(self.model.dir())?;
+        self.text_memory.grow(expected.saturating_sub(self.text_memory.bytes()))?;
         let text = Arc::new(Text::read(self.model.dir())?);
-        self.reserved.push(self.budget.reserve("tokenizer", text.memory())?);
+        self.text_memory.grow(text.memory().saturating_sub(self.text_memory.bytes()))?;
         self.text = Some(Arc::clone(&text));
         Ok(text)
     }
@@ -223,6 +230,13 @@ impl Engine {
     /// Positions of a sequence of `prompt` tokens and, within the context, `new` more.
     pub(crate) fn capacity(&self, prompt: usize, new: usize) -> usize {
         prompt.saturating_add(new).min(self.max_positions())
+    }
+
+    /// Refuses a sequence that would not fit if it were the only one.
+    pub(crate) fn check_capacity(&self, prompt: usize, new: usize) -> Result<()> {
+        let needed = self.capacity(prompt, new);
+        let planned = (self.kv_budget.cap().get() / self.position_bytes.get().max(1)) as usize;
+        if needed > planned { Err(Error::BeyondWorkload { needed, planned }) } else { Ok(()) }
     }
 
     /// An empty sequence of that capacity.
@@ -318,9 +332,18 @@ impl Engine {
 
 /// A sequence to score.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ScoreInput<'a> {
     /// Its tokens.
     pub tokens: &'a [u32],
     /// Positions whose logits are wanted.
     pub wanted: Range<usize>,
+}
+
+impl<'a> ScoreInput<'a> {
+    /// The logits of the positions `wanted` of `tokens`.
+    #[must_use]
+    pub const fn new(tokens: &'a [u32], wanted: Range<usize>) -> Self {
+        Self { tokens, wanted }
+    }
 }

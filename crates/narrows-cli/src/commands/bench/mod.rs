@@ -18,7 +18,6 @@ use crate::args::bench::{Bench, BenchCommand, BenchOutput, Format};
 use crate::failure::Result;
 use crate::figures;
 use crate::interrupt::Interrupt;
-use crate::memory;
 use crate::output::{StatusLine, say, write};
 
 pub(crate) fn bench(output: &Output, args: &Bench) -> Result<()> {
@@ -90,7 +89,7 @@ impl<'a> Session<'a> {
 
 /// Memory that a bench may map: half of what there is, since the page cache wants some and so do others.
 fn memory() -> Bytes {
-    memory::available().map_or(Bytes(u64::MAX), |available| Bytes(available.get() / 2))
+    narrows::memory::available_memory().map_or(Bytes(u64::MAX), |available| Bytes(available.get() / 2))
 }
 
 /// What was typed, by the name of the program and not by where it lies.

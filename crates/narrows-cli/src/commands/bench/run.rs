@@ -161,12 +161,8 @@ impl One<'_> {
         let compute = self.compute();
         let a = model.architecture();
         let chunk = builder(&compute)?.chunk_rows(a);
-        let workload = Workload {
-            sequences: 1,
-            positions: test.depth + test.tokens(),
-            step_rows: test.prompt.max(test.depth).clamp(1, chunk),
-            wanted_rows: 1,
-        };
+        let step_rows = test.prompt.max(test.depth).clamp(1, chunk);
+        let workload = Workload::new(1, test.depth + test.tokens(), step_rows, 1);
         let vocab = a.vocab_size;
         // Any tokens will do: what they are costs nothing. The embeddings of few would stay in the disk's cache.
         let token = |i: usize| (i.wrapping_mul(7919) % vocab.max(1)) as u32;

@@ -1,0 +1,21 @@
+//! How much memory there is to give to an engine.
+
+use narrows_shard::Bytes;
+
+pub use narrows_staging::system::{available_memory, memory_limit, peak_resident, resident};
+
+/// Share of the available memory that an engine takes unless told otherwise.
+const SHARE: f64 = 0.8;
+
+/// The memory that an engine takes unless told otherwise: 80 % of what is available. `None` where the system does not
+/// say how much that is.
+#[must_use]
+pub fn automatic() -> Option<Bytes> {
+    share(SHARE)
+}
+
+/// A share of the memory that is available: 0.5 is half of it.
+#[must_use]
+pub fn share(share: f64) -> Option<Bytes> {
+    available_memory().map(|available| Bytes((available.get() as f64 * share) as u64))
+}
