@@ -203,7 +203,7 @@ fn without_direct_io_the_page_cache_is_used_or_pointed_at() {
     let error = Reader::open(std::slice::from_ref(&path), IoMode::Direct, ReaderOptions::default());
     let error = error.unwrap_err();
     assert!(matches!(error, Error::NoDirect { .. }));
-    assert!(error.to_string().contains("`the page cache`"), "{error}");
+    assert!(error.to_string().contains("the page cache"), "{error}");
     let mut reader = Reader::open(std::slice::from_ref(&path), IoMode::Auto, Default::default()).unwrap();
     assert_eq!(reader.method(), narrows_staging::Method::BufferedThreads);
     assert_eq!(reader.notes().len(), 1);
