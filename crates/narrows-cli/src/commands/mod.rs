@@ -105,6 +105,11 @@ fn builder(args: &Compute) -> Result<EngineBuilder> {
         .trace(args.trace.is_some()))
 }
 
+/// What the program may take yet besides the plan.
+fn still_to_come() -> Bytes {
+    memory::PROGRAM.saturating_sub(memory::resident().unwrap_or(Bytes(0)))
+}
+
 /// Measures, plans and starts an engine for `workload`, and says on stderr what to expect of `tokens` new ones (0: of
 /// one).
 fn start(
@@ -127,7 +132,7 @@ fn start(
     }
     let assumed = builder.plan(&model).map_err(|error| tuned(args, error))?;
     if let Some(available) = memory::available_memory()
-        && assumed.stream.total() > available
+        && assumed.stream.total() + still_to_come() > available
     {
         return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });
     }

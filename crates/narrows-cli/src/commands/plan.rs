@@ -227,7 +227,8 @@ pub(super) fn line(model: &Model, plan: &Plan, known: &Known, tokens: usize) -> 
         Some(device) if device.stream.all_resident() => {}
         _ => line += &format!(", {}{}{what}", share(s.resident, s.walked), staying(s)),
     }
-    line += &format!("; RAM {} of {}", s.total(), plan.budget);
+    line +=
+        &format!("; RAM {} of {} and {} for the program", s.total(), plan.budget, narrows::memory::PROGRAM);
     if !s.all_resident() {
         let from = if model.is_made() { "from memory" } else { "from disk" };
         line += &format!("; {} ({})", flow(s, from), known.disk_source());
