@@ -31,7 +31,7 @@ const BYTES_PER_UNIT: u64 = 16;
 /// How deep values may be nested.
 pub(super) const MAX_DEPTH: u32 = 200;
 /// How deep macros, loops and expressions may be nested while they are evaluated.
-const MAX_CALLS: u32 = 12_000;
+const MAX_CALLS: u32 = 8_000;
 
 /// Counts the work of one template.
 #[derive(Debug)]
