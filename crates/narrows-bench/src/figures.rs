@@ -65,7 +65,10 @@ impl Figures {
         let failed = |source| Error::File { path: path.to_owned(), source };
         let dir = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(dir).map_err(failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(dir).map_err(failed)?;
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         file.write_all(text.as_bytes()).map_err(failed)?;
         file.persist(path).map_err(|error| failed(error.error))?;

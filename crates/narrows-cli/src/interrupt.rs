@@ -38,6 +38,7 @@ pub(crate) fn install(output: &Output) -> Result<()> {
         for signal in signals.forever() {
             let first = SIGNAL.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             if !first || !LISTENS.load(Ordering::Relaxed) {
+                crate::outfile::discard_unfinished();
                 std::process::exit(i32::from(code(signal)));
             }
             CANCEL.store(true, Ordering::Relaxed);

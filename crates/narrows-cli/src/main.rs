@@ -9,6 +9,7 @@ mod figures;
 mod input;
 mod interrupt;
 mod models;
+mod outfile;
 mod output;
 mod tensors;
 mod version;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
 
 fn command(Cli { output, command }: Cli) -> Result<()> {
     interrupt::install(&output)?;
+    raise_open_files();
     match command {
         Command::Run(args) => commands::run::run(&output, &args),
         Command::Plan(args) => commands::plan::plan(&output, &args),
@@ -56,6 +58,19 @@ fn command(Cli { output, command }: Cli) -> Result<()> {
         Command::Synth(args) => commands::synth::synth(&output, &args),
         Command::Bench(args) => commands::bench::bench(&output, &args),
         Command::Doctor(args) => commands::doctor::doctor(&output, &args),
+    }
+}
+
+/// Models of hundreds of files need more open files than the soft limit of some systems, which is there for programs that
+/// cannot count so far; the hard limit is the one that is meant.
+fn raise_open_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        let limit = getrlimit(Resource::Nofile);
+        // Refused, it stays as it is, and whatever cannot be opened says so.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
 

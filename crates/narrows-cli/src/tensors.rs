@@ -1,15 +1,14 @@
 //! Token ids in and logits out, as safetensors files.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use narrows::Bytes;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
-use tempfile::NamedTempFile;
 
 use crate::failure::{Failure, Result};
+use crate::outfile::OutFile;
 
 /// Far more than any prompt: 2^25 ids.
 const MAX_IDS: Bytes = Bytes::mib(256);
@@ -48,10 +47,10 @@ pub(crate) fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>> {
 }
 
 /// A safetensors file with one f32 tensor that grows value by value, so that it never lies in memory whole.
-/// It appears under its name only when complete.
+/// It appears under its name only when complete; a pipe or a device gets it as it comes.
 pub(crate) struct LogitsFile<'a> {
     path: &'a Path,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<OutFile>,
 }
 
 impl<'a> LogitsFile<'a> {
@@ -67,9 +66,8 @@ impl<'a> LogitsFile<'a> {
             .and_then(|metadata| serde_json::to_vec(&metadata).ok())
             .ok_or_else(too_big)?;
         header.resize(header.len().next_multiple_of(8), b' ');
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let failed = |source| Failure::File { path: path.to_owned(), source };
-        let mut file = BufWriter::new(NamedTempFile::new_in(dir).map_err(failed)?);
+        let mut file = BufWriter::new(OutFile::create(path)?);
         file.write_all(&(header.len() as u64).to_le_bytes())
             .and_then(|()| file.write_all(&header))
             .map_err(failed)?;
@@ -86,19 +84,6 @@ impl<'a> LogitsFile<'a> {
         let Self { path, file } = self;
         let failed = |source| Failure::File { path: path.to_owned(), source };
         let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
-        let file = file.persist(path).map_err(|e| failed(e.error))?;
-        readable_by_all(&file).map_err(failed)
+        file.finish().map_err(failed)
     }
-}
-
-/// Temporary files are private; results have the permissions of any new file.
-#[cfg(unix)]
-fn readable_by_all(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_by_all(_: &File) -> std::io::Result<()> {
-    Ok(())
 }

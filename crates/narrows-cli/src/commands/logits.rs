@@ -1,14 +1,38 @@
 //! `narrows logits`
 
-use narrows::{Error, Model, ScoreInput, Workload};
+use std::time::Instant;
 
-use super::{builder, start, write_trace};
+use narrows::{Bytes, Error, Model, ScoreInput, Workload};
+
+use serde::Serialize;
+
+use super::{SCHEMA_VERSION, builder, start, write_trace};
 use crate::args::{Logits, Output};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::models::locate;
-use crate::output::{Progress, Unit};
+use crate::output::{Progress, Unit, lossy, write_json};
 use crate::tensors::{LogitsFile, read_ids};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema_version: u32,
+    /// The file of the logits.
+    #[serde(serialize_with = "lossy")]
+    path: &'a std::path::Path,
+    /// Batch, positions, vocabulary.
+    shape: [usize; 3],
+    /// Tokens of the prompts.
+    tokens: usize,
+    stats: StatsReport,
+}
+
+#[derive(Serialize)]
+struct StatsReport {
+    wall_seconds: f64,
+    bytes_read: u64,
+    peak_rss_bytes: Option<u64>,
+}
 
 pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let ids = read_ids(&args.ids)?;
@@ -19,9 +43,10 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let mut engine = start(output, &args.compute, model, workload, None, 0)?;
     let vocab = engine.model().architecture().vocab_size;
     let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 0..positions)).collect();
+    let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;
     let interrupt = Interrupt::listen();
     engine.cancel_on(Interrupt::flag());
-    let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;
+    let begun = Instant::now();
     let mut progress = Progress::new(output, "logits", Unit::Tokens, (batch * positions) as u64);
     let mut done = 0;
     // The engine's own error type has no place for a full disk behind the output.
@@ -42,5 +67,19 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     interrupt.check()?;
     scored?;
     write_trace(&engine, args.compute.trace.as_deref())?;
-    file.finish()
+    file.finish()?;
+    if output.json {
+        return write_json(&Report {
+            schema_version: SCHEMA_VERSION,
+            path: &args.out,
+            shape: [batch, positions, vocab],
+            tokens: batch * positions,
+            stats: StatsReport {
+                wall_seconds: begun.elapsed().as_secs_f64(),
+                bytes_read: engine.bytes_read().get(),
+                peak_rss_bytes: narrows::memory::peak_resident().map(Bytes::get),
+            },
+        });
+    }
+    Ok(())
 }

@@ -14,7 +14,6 @@ mod speeds;
 pub(crate) mod synth;
 pub(crate) mod verify;
 
-use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use crate::amounts::count;
 use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
 use crate::models::locate;
+use crate::outfile::OutFile;
 use crate::output::say;
 
 /// Version of the JSON documents; fields are only added within one.
@@ -167,6 +167,7 @@ fn given(bytes: Bytes) -> Option<u64> {
 fn write_trace(engine: &Engine, path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let failed = |source| Failure::File { path: path.to_owned(), source };
-    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
-    engine.write_trace(&mut file).map_err(failed)
+    let mut file = BufWriter::new(OutFile::create(path)?);
+    engine.write_trace(&mut file).map_err(failed)?;
+    file.into_inner().map_err(|e| failed(e.into_error()))?.finish().map_err(failed)
 }

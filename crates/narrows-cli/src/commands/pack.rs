@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::SCHEMA_VERSION;
 use crate::args::{Output, Pack, Quant, QuantPart};
 use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(Serialize)]
@@ -43,14 +44,19 @@ pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
     let options = narrows_shard::PackOptions { consume_source: args.consume_source, threads };
     let mut display =
         Progress::new(output, "packing", Unit::Bytes, model.weight_bytes_as(&quantisation).get());
-    let result = narrows_shard::pack(
+    let interrupt = Interrupt::listen();
+    let result = narrows_shard::pack_until(
         model.files()?,
         &model.pack_layout(&quantisation),
         &args.output,
         &options,
+        &Interrupt::flag(),
         &mut |progress: narrows_shard::Progress<'_>| display.set(progress.done.get()),
     );
     display.clear();
+    if result.is_err() {
+        interrupt.check()?;
+    }
     let report = result?;
     let manifest = &report.manifest;
     let bytes: Bytes = manifest.shards.iter().map(|shard| shard.size).sum();

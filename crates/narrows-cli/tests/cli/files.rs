@@ -132,3 +132,169 @@ fn a_path_that_is_no_unicode_does_not_lose_the_result() {
         assert!(ran.json().is_object());
     }
 }
+
+/// Asks for logits of three tokens.
+fn logits(out: &Path, more: &[&str]) -> std::process::Command {
+    let ids = out.parent().unwrap().join("ids.safetensors");
+    save_ids(&ids, &[&[1, 5, 9]]);
+    let mut command = narrows();
+    command.args(args!["logits", checkpoint("llama"), "--ids", &ids, "--out", out]);
+    command.args(["--device", "cpu", "--speeds", "assumed", "-q"]).args(more);
+    command
+}
+
+fn kind(path: &Path) -> std::fs::FileType {
+    path.symlink_metadata().unwrap().file_type()
+}
+
+#[test]
+fn an_output_replaces_no_pipe_device_or_link() {
+    use std::os::unix::fs::FileTypeExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    Ran::of(&logits(&path("plain"), &[]).output().unwrap()).ok();
+    let want = fs::read(path("plain")).unwrap();
+
+    mkfifo(&path("pipe"));
+    let reader = std::thread::spawn({
+        let pipe = path("pipe");
+        move || fs::read(pipe).unwrap()
+    });
+    Ran::of(&logits(&path("pipe"), &[]).output().unwrap()).ok();
+    assert!(reader.join().unwrap() == want && kind(&path("pipe")).is_fifo());
+
+    symlink("/dev/null", path("null")).unwrap();
+    Ran::of(&logits(&path("null"), &[]).output().unwrap()).ok();
+    assert!(kind(&path("null")).is_symlink() && kind(Path::new("/dev/null")).is_char_device());
+
+    fs::write(path("old"), "old").unwrap();
+    fs::create_dir(path("sub")).unwrap();
+    for (link, target, file) in
+        [("to-old", "old", "old"), ("to-new", "sub/new", "sub/new"), ("twice", "to-old", "old")]
+    {
+        symlink(target, path(link)).unwrap();
+        Ran::of(&logits(&path(link), &[]).output().unwrap()).ok();
+        assert!(kind(&path(link)).is_symlink(), "{link}");
+        assert!(fs::read(path(file)).unwrap() == want, "{link}");
+    }
+    Ran::of(&logits(&path("sub"), &[]).output().unwrap()).refused(9, "sub");
+    symlink("round", path("round")).unwrap();
+    Ran::of(&logits(&path("round"), &[]).output().unwrap()).refused(9, "round");
+
+    // A trace and a report go the same way.
+    mkfifo(&path("trace"));
+    let reader = std::thread::spawn({
+        let pipe = path("trace");
+        move || fs::read_to_string(pipe).unwrap()
+    });
+    Ran::of(&logits(&path("plain"), &["--trace", path("trace").to_str().unwrap()]).output().unwrap()).ok();
+    assert!(reader.join().unwrap().contains("traceEvents") || kind(&path("trace")).is_fifo());
+}
+
+#[test]
+fn outputs_have_the_permissions_of_new_files() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for (umask, expected) in [("077", 0o600), ("022", 0o644), ("002", 0o664)] {
+        let out = dir.path().join(umask);
+        let plain = logits(&out, &[]);
+        let synth = dir.path().join(format!("synth-{umask}"));
+        for arguments in [
+            plain.get_args().map(Into::into).collect::<Vec<OsString>>(),
+            args!["synth", "llama-1.1b", "--layers", "1", "-o", &synth, "-q"].to_vec(),
+        ] {
+            let mut shell = std::process::Command::new("sh");
+            shell.arg("-c").arg(format!("umask {umask}; exec \"$0\" \"$@\"")).arg(plain.get_program());
+            assert!(shell.args(arguments).output().unwrap().status.success());
+        }
+        for path in [out, synth.join("model.safetensors"), synth.join("config.json")] {
+            assert_eq!(mode(&path), expected, "{}", path.display());
+        }
+        fs::remove_dir_all(synth).unwrap();
+    }
+}
+
+/// Ended by a signal at some moment, a command leaves nothing half done, and can be run again.
+#[test]
+fn a_signal_leaves_no_temporary_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids");
+    save_ids(&ids, &[&[5; 500]]);
+    for (i, (signal, twice)) in
+        [("INT", false), ("TERM", false), ("INT", true), ("TERM", true)].iter().cycle().take(12).enumerate()
+    {
+        let (out, synth) = (dir.path().join(format!("out-{i}")), dir.path().join(format!("synth-{i}")));
+        fs::create_dir(&out).unwrap();
+        for arguments in [
+            args![
+                "logits",
+                demo(),
+                "--ids",
+                &ids,
+                "--out",
+                out.join("l"),
+                "--device",
+                "cpu",
+                "-q",
+                "--ram",
+                "60M"
+            ]
+            .to_vec(),
+            args!["synth", "llama-1.1b", "--layers", "2", "-o", &synth, "-q"].to_vec(),
+            args!["pack", demo(), "-o", out.join("pack"), "--quant", "nf4", "-q"].to_vec(),
+        ] {
+            let mut child = narrows()
+                .args(arguments)
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20 + 15 * i as u64));
+            for _ in 0..=u8::from(*twice) {
+                let kill = format!("kill -{signal} {} 2>/dev/null", child.id());
+                let _ = std::process::Command::new("sh").args(["-c", &kill]).status().unwrap();
+            }
+            child.wait().unwrap();
+        }
+        let mut left: Vec<_> = fs::read_dir(&out)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "l" && name != "pack")
+            .collect();
+        if synth.exists() && !synth.join("config.json").exists() {
+            left.extend(fs::read_dir(&synth).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()));
+        }
+        if out.join("pack").exists() && !twice {
+            let names = fs::read_dir(out.join("pack")).unwrap();
+            left.extend(
+                names
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                    .filter(|name| name.ends_with(".partial")),
+            );
+        }
+        assert!(left.is_empty(), "SIG{signal}, twice {twice}: {left:?}");
+        let _ = fs::remove_dir_all(&synth);
+    }
+}
+
+#[test]
+fn logits_as_json_say_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("o");
+    let ran = Ran::of(&logits(&out, &["--json"]).output().unwrap()).ok();
+    let json = ran.json();
+    assert_eq!(json["path"], out.to_str().unwrap());
+    assert_eq!((&json["shape"], &json["tokens"]), (&serde_json::json!([1, 3, 320]), &serde_json::json!(3)));
+    assert!(json["stats"]["bytes_read"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_pack_onto_its_own_source_is_an_impossible_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    copy_dir(&demo(), &model);
+    run(args!["pack", &model, "-o", &model]).refused(2, "overlaps");
+}

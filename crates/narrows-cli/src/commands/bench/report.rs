@@ -9,6 +9,7 @@ use crate::args::Output;
 use crate::args::bench::BenchReport;
 use crate::commands::SCHEMA_VERSION;
 use crate::failure::{Failure, Result};
+use crate::outfile;
 use crate::output::{lossy, write_json};
 
 #[derive(Serialize)]
@@ -28,8 +29,7 @@ pub(super) fn report(output: &Output, args: &BenchReport) -> Result<()> {
     let records =
         args.files.iter().map(|path| Record::read(path)).collect::<narrows_bench::Result<Vec<_>>>()?;
     let text = draw(&records)?;
-    let failed = |source| Failure::File { path: args.output.clone(), source };
-    std::fs::write(&args.output, text).map_err(failed)?;
+    outfile::write(&args.output, text.as_bytes())?;
     let results = records.iter().map(|record| record.results.len()).sum();
     match output.json {
         true => write_json(&Report { schema_version: SCHEMA_VERSION, output: &args.output, results }),

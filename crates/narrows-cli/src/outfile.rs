@@ -1,0 +1,235 @@
+//! Files that the program writes: there when complete, and not before.
+//!
+//! A result is written to a file without a name, which gets its name at the end; where the system has no such files, to
+//! one with a name of its own that is deleted on every way out. What is there already is replaced if it is a file, through
+//! symbolic links, and written into if it is a pipe or a device. Permissions are those of any new file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::failure::{Failure, Result};
+
+/// What is to be deleted where the program ends before it is complete.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Links that a path may pass, as in Linux.
+const MOST_LINKS: usize = 40;
+
+/// Deletes what is unfinished, before the program ends in the middle of its work.
+pub(crate) fn discard_unfinished() {
+    let mut unfinished = UNFINISHED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for path in unfinished.drain(..).rev() {
+        // A directory that was made for the files in it, or a file.
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+    }
+}
+
+/// Something that is deleted unless it is kept.
+pub(crate) struct Unfinished(PathBuf);
+
+impl Unfinished {
+    pub(crate) fn new(path: &Path) -> Self {
+        let path = path.to_owned();
+        UNFINISHED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(path.clone());
+        Self(path)
+    }
+
+    fn forget(&self) {
+        UNFINISHED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(|path| *path != self.0);
+    }
+
+    /// It is complete.
+    pub(crate) fn keep(self) {
+        self.forget();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.forget();
+        let _ = fs::remove_file(&self.0).or_else(|_| fs::remove_dir(&self.0));
+    }
+}
+
+/// A file that is being written.
+pub(crate) struct OutFile {
+    file: File,
+    place: Place,
+}
+
+enum Place {
+    /// A pipe or a device: what is written is out.
+    Stream,
+    /// To get this name, which is no link.
+    Nameless(PathBuf),
+    /// To be renamed to the latter.
+    Named(Unfinished, PathBuf),
+}
+
+impl OutFile {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        Self::open(path).map_err(|source| Failure::File { path: path.to_owned(), source })
+    }
+
+    fn open(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(found) if is_block_device(&found) => {
+                return Err(io::Error::other("is a disk, which a file would overwrite"));
+            }
+            Ok(found) if !found.is_file() => {
+                let file = File::options().write(true).open(path)?;
+                return Ok(Self { file, place: Place::Stream });
+            }
+            _ => {}
+        }
+        let target = behind_links(path)?;
+        let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Ok(found) = fs::metadata(&target)
+            && found.permissions().readonly()
+        {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if let Some(file) = nameless(dir)? {
+            return Ok(Self { file, place: Place::Nameless(target) });
+        }
+        let (file, name) = named(dir)?;
+        Ok(Self { file, place: Place::Named(name, target) })
+    }
+
+    /// Gives the file its name, once all is written.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        match self.place {
+            Place::Stream => Ok(()),
+            Place::Nameless(target) => give_name(&self.file, &target),
+            Place::Named(name, target) => {
+                keep_permissions(&self.file, &target)?;
+                fs::rename(&name.0, &target)?;
+                name.keep();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Write for OutFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes all of a file at once.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| Failure::File { path: path.to_owned(), source };
+    let mut file = OutFile::create(path)?;
+    file.write_all(bytes).and_then(|()| file.finish()).map_err(failed)
+}
+
+/// The file that `path` names, whether or not there is one, behind all symbolic links.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) if path.file_name().is_none() => return Err(io::ErrorKind::IsADirectory.into()),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
+}
+
+/// A file that there is already keeps its permissions.
+fn keep_permissions(file: &File, target: &Path) -> io::Result<()> {
+    match fs::metadata(target) {
+        Ok(found) => file.set_permissions(found.permissions()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A new file of a name that nothing has.
+fn named(dir: &Path) -> io::Result<(File, Unfinished)> {
+    for n in 0_u32.. {
+        let path = dir.join(format!(".narrows-{}-{n}.tmp", std::process::id()));
+        match File::options().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, Unfinished::new(&path))),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// A file without a name; `None` where the file system has none.
+#[cfg(target_os = "linux")]
+fn nameless(dir: &Path) -> io::Result<Option<File>> {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => Ok(Some(File::from(file))),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn nameless(_: &Path) -> io::Result<Option<File>> {
+    Ok(None)
+}
+
+/// Names a nameless file, in place of what has the name.
+#[cfg(target_os = "linux")]
+fn give_name(file: &File, target: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+
+    use rustix::fs::{AtFlags, CWD, linkat};
+    use rustix::io::Errno;
+
+    keep_permissions(file, target)?;
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = |to: &Path| linkat(CWD, &open, CWD, to, AtFlags::SYMLINK_FOLLOW);
+    match link(target) {
+        Err(Errno::EXIST) => {}
+        result => return Ok(result?),
+    }
+    // A link replaces nothing, a rename does.
+    let dir = target.parent().unwrap_or(Path::new(""));
+    for n in 0_u32.. {
+        let name = Unfinished::new(&dir.join(format!(".narrows-{}-{n}.tmp", std::process::id())));
+        match link(&name.0) {
+            Ok(()) => {
+                fs::rename(&name.0, target)?;
+                name.keep();
+                return Ok(());
+            }
+            // Somebody else's.
+            Err(Errno::EXIST) => name.keep(),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_name(_: &File, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(unix)]
+fn is_block_device(found: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    found.file_type().is_block_device()
+}
+
+#[cfg(not(unix))]
+fn is_block_device(_: &fs::Metadata) -> bool {
+    false
+}
