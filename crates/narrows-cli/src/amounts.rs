@@ -6,6 +6,14 @@ pub(crate) fn count(n: usize, thing: &str) -> String {
     format!("{n} {thing}{s}")
 }
 
+/// A number of parameters: `1.1 billion`, `4.98 million`.
+pub(crate) fn parameters(n: u64) -> String {
+    match n as f64 {
+        n if n >= 1e9 => format!("{:.1} billion", n / 1e9),
+        n => format!("{:.2} million", n / 1e6),
+    }
+}
+
 /// A duration in at most three digits: predictions are no better than that.
 pub(crate) fn seconds(seconds: f64) -> String {
     const MINUTE: f64 = 60.0;

@@ -78,12 +78,19 @@ pub(crate) enum Command {
     Bench(bench::Bench),
     /// Show what this machine has to compute with, and what holds it back.
     Doctor(Doctor),
+    /// Print the completions for a shell.
+    Completions(Completions),
+    /// Write the manual pages.
+    Man(Man),
+    /// Print the JSON schema of a document that `--json` prints.
+    Schema(Schema),
 }
 
 /// Model, memory and device: the same for every command that computes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Compute {
     /// A Hugging Face checkpoint directory or a pack; ORG/NAME is looked up in the Hugging Face cache.
+    #[arg(index = 1)]
     pub(crate) model: PathBuf,
     /// Positions of a sequence at most; `auto`: what the request needs, up to what the model was made for.
     #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = context, help_heading = "Memory")]
@@ -171,10 +178,8 @@ pub(crate) enum SpeedsFrom {
                         git diff | narrows run MODEL -p - --system \"Review this.\"\n  \
                         narrows run MODEL                              chat; Ctrl-C ends a reply")]
 pub(crate) struct Run {
-    #[command(flatten)]
-    pub(crate) compute: Compute,
     /// The prompt, as -p takes it.
-    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "ids"])]
+    #[arg(index = 2, value_name = "PROMPT", conflicts_with_all = ["prompt", "ids"])]
     pub(crate) words: Option<String>,
     /// The prompt; `-` reads it from stdin, `@FILE` from a file, and `@@` begins a text with `@`. Without one, chat on a
     /// terminal, or read stdin elsewhere.
@@ -199,14 +204,16 @@ pub(crate) struct Run {
     /// New tokens at most [default: generation_config.json's, else 64; in a chat 1024].
     #[arg(short = 'n', long, value_name = "N", help_heading = "Prompt")]
     pub(crate) max_new_tokens: Option<usize>,
-    #[command(flatten)]
-    pub(crate) sampling: SamplingArgs,
     /// End the text where this string comes up; may be given several times.
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub(crate) stop: Vec<String>,
     /// Go on after a token that ends a text.
     #[arg(long, help_heading = "Prompt")]
     pub(crate) ignore_eos: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
 }
 
 /// How tokens are chosen; what is not given comes from generation_config.json, else greedy.
@@ -378,6 +385,43 @@ pub(crate) struct Doctor {
     /// A model, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
     /// without weights a file of 256 MiB is made, and gone afterwards.
     pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  narrows completions bash > ~/.local/share/bash-completion/completions/narrows"
+)]
+pub(crate) struct Completions {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  narrows man -o ~/.local/share/man/man1")]
+pub(crate) struct Man {
+    /// The directory to write; made if it does not exist.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Schema {
+    /// The command that prints the document; `error` is what any of them prints in place of a result.
+    pub(crate) document: DocumentName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DocumentName {
+    Doctor,
+    Error,
+    Eval,
+    Inspect,
+    Logits,
+    Pack,
+    Plan,
+    Run,
+    Synth,
+    Verify,
 }
 
 #[cfg(test)]

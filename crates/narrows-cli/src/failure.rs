@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 
 use narrows::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::commands::SCHEMA_VERSION;
@@ -89,13 +90,13 @@ fn unknown_command(error: &clap::Error) -> Option<String> {
 }
 
 /// An error as a JSON document.
-#[derive(Serialize)]
-struct ErrorReport {
+#[derive(JsonSchema, Serialize)]
+pub(crate) struct ErrorReport {
     schema_version: u32,
     error: ErrorBody,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct ErrorBody {
     /// The exit code.
     code: u8,

@@ -58,6 +58,9 @@ fn command(Cli { output, command }: Cli) -> Result<()> {
         Command::Synth(args) => commands::synth::synth(&output, &args),
         Command::Bench(args) => commands::bench::bench(&output, &args),
         Command::Doctor(args) => commands::doctor::doctor(&output, &args),
+        Command::Completions(args) => commands::completions::completions(&args),
+        Command::Schema(args) => commands::schema::schema(&args),
+        Command::Man(args) => commands::completions::man(&args),
     }
 }
 

@@ -154,17 +154,16 @@ fn missing_hint(given: &Path, name: Option<String>) -> String {
     if let Some(shape) = given.to_str().filter(|name| narrows::Synth::names().any(|shape| shape == *name)) {
         return format!("{shape} is a shape, for `narrows plan {shape}`; a model is a directory");
     }
-    match (name, cache()) {
-        (Some(name), Some(cache)) => format!(
-            "{name} is not in the Hugging Face cache ({}); `hf download {name}` puts it there",
-            cache.display()
-        ),
-        _ => {
+    const MODEL: &str = "a model is a directory with config.json and safetensors, or a pack";
+    match name {
+        Some(name) => {
+            let place = cache().map_or(String::new(), |cache| format!(" ({})", cache.display()));
+            format!("{name} is not in the Hugging Face cache{place}; `hf download {name}` puts it there")
+        }
+        None if given.components().count() > 1 => MODEL.to_owned(),
+        None => {
             let shapes: Vec<_> = narrows::Synth::names().collect();
-            format!(
-                "a model is a directory with config.json and safetensors, or a pack; shapes, for `narrows plan`, are {}",
-                shapes.join(", ")
-            )
+            format!("{MODEL}; shapes, for `narrows plan`, are {}", shapes.join(", "))
         }
     }
 }

@@ -237,9 +237,10 @@ impl WeightFiles {
     ///
     /// [`Error::Changed`] if one is not.
     pub fn unchanged(&self) -> Result<(), Error> {
+        // A file that was deleted is still what an open file of it reads.
         let changed = |file: &&WeightFile| {
-            let len = std::fs::metadata(&file.path).ok().map(|found| Bytes(found.len()));
-            !file.consumed && (len != Some(file.len) || modified(&file.path) != file.modified)
+            let Ok(found) = std::fs::metadata(&file.path) else { return false };
+            !file.consumed && (Bytes(found.len()) != file.len || modified(&file.path) != file.modified)
         };
         match self.files.iter().find(changed) {
             Some(file) => Err(Error::Changed { path: file.path.clone() }),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use narrows::{Bytes, Encoding, Model, Quantisation};
 use narrows_shard::{Candidate, Deviation, Manifest, WeightFiles, deviation};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::Output;
@@ -15,7 +16,7 @@ use crate::models;
 use crate::output::{Progress, Unit};
 
 /// Relative errors: the root mean square of the differences, divided by that of the source's weights.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Report {
     /// What was compared with; `null` where the model is its own source and nothing was written.
     source: Option<String>,
@@ -26,7 +27,7 @@ pub(crate) struct Report {
     tensors: Vec<TensorReport>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct TensorReport {
     name: String,
     relative_error: BTreeMap<&'static str, f64>,

@@ -11,6 +11,7 @@ use narrows_bench::doctor::{DeviceFacts, DiskFacts, Facts, hints};
 use narrows_bench::io::{IoEngine, Step, glance};
 use narrows_bench::{Disk, Entry, Link, Machine, Record, pcie, transparent_huge_pages};
 use rustix::process::{Resource, getrlimit};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::SCHEMA_VERSION;
@@ -28,8 +29,8 @@ const READ_TIME: Duration = Duration::from_millis(800);
 /// What is copied to a device.
 const COPY: Bytes = Bytes::mib(64);
 
-#[derive(Serialize)]
-struct Report {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report {
     schema_version: u32,
     version: &'static str,
     kernels: Option<KernelsReport>,
@@ -52,10 +53,11 @@ struct Report {
     hints: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct DiskReport {
     #[serde(serialize_with = "lossy")]
     path: PathBuf,
+    #[schemars(with = "Option<serde_json::Value>")]
     disk: Option<Disk>,
     /// `io_uring`, `threads`, `buffered` or `mmap`.
     ioengine: Option<&'static str>,
@@ -65,13 +67,13 @@ struct DiskReport {
     problem: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct KernelsReport {
     toolkit: String,
     architectures: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct DeviceReport {
     device: String,
     name: Option<String>,
@@ -85,6 +87,7 @@ struct DeviceReport {
     available_bytes: Option<u64>,
     context_bytes: Option<u64>,
     /// As it was right after some copies.
+    #[schemars(with = "Option<serde_json::Value>")]
     link: Option<Link>,
     /// What pinned copies to it reach.
     h2d_bytes_per_second: Option<f64>,

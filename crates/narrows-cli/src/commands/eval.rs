@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use narrows::{Model, Text, Workload};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder, start, write_trace};
@@ -13,8 +14,8 @@ use crate::interrupt::Interrupt;
 use crate::models::locate;
 use crate::output::{Progress, Unit, write, write_json};
 
-#[derive(Serialize)]
-struct Report {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report {
     schema_version: u32,
     perplexity: f64,
     stderr: f64,

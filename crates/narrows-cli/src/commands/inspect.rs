@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use narrows::{Bytes, Model, Weight};
+use narrows::{Bytes, Model, RopeScaling, Weight};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{SCHEMA_VERSION, deviation};
+use crate::amounts::parameters;
 use crate::args::{Inspect, Output};
 use crate::failure::Result;
 use crate::models::locate;
 use crate::output::{write, write_json};
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     family: &'a str,
     packed: bool,
@@ -34,13 +36,14 @@ struct Report<'a> {
     max_positions: Option<usize>,
     sliding_windows: &'a [Option<usize>],
     rope_theta: f64,
-    rope_scaling: String,
+    /// Absent where positions are not scaled.
+    rope_scaling: Option<String>,
     tensors: Option<Vec<TensorReport<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<deviation::Report>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct TensorReport<'a> {
     name: &'a str,
     encoding: String,
@@ -106,7 +109,7 @@ fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
         max_positions: a.max_positions,
         sliding_windows: &a.windows,
         rope_theta: a.rope.theta,
-        rope_scaling: format!("{:?}", a.rope.scaling),
+        rope_scaling: (a.rope.scaling != RopeScaling::None).then(|| format!("{:?}", a.rope.scaling)),
         tensors: with_tensors.then_some(tensors),
         error: None,
     })
@@ -121,7 +124,7 @@ fn table(r: &Report<'_>) -> String {
         let _ = writeln!(t, "{name:<12} {value}");
     };
     line("model", format!("{} ({form})", r.family));
-    line("parameters", format!("{:.2} million", r.parameters as f64 / 1e6));
+    line("parameters", parameters(r.parameters));
     line("weights", format!("{} ({})", Bytes(r.bytes), encodings.join(", ")));
     line("per pass", Bytes(r.bytes_per_pass).to_string());
     line("embedding", format!("{}, vocabulary {}", Bytes(r.embedding_bytes), r.vocab_size));
@@ -137,7 +140,8 @@ fn table(r: &Report<'_>) -> String {
     if let Some(window) = r.sliding_windows.iter().flatten().next() {
         line("window", format!("{window} positions in {windowed} of {} layers", r.layers));
     }
-    line("rope", format!("theta {}, scaling {}", r.rope_theta, r.rope_scaling));
+    let scaling = r.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", scaling {scaling}"));
+    line("rope", format!("theta {}{scaling}", r.rope_theta));
     line("context", r.max_positions.map_or_else(|| "any length".to_owned(), |n| format!("{n} positions")));
     if let Some(tensors) = &r.tensors {
         for tensor in tensors {

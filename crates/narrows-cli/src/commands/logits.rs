@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use narrows::{Bytes, Error, Model, ScoreInput, Workload};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder, start, write_trace};
@@ -12,10 +13,10 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::models::locate;
 use crate::output::{Progress, Unit, lossy, write_json};
-use crate::tensors::{LogitsFile, read_ids};
+use crate::tensors::{Ids, LogitsFile, read_ids};
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     /// The file of the logits.
     #[serde(serialize_with = "lossy")]
@@ -27,7 +28,7 @@ struct Report<'a> {
     stats: StatsReport,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct StatsReport {
     wall_seconds: f64,
     bytes_read: u64,
@@ -35,7 +36,12 @@ struct StatsReport {
 }
 
 pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
-    let ids = read_ids(&args.ids)?;
+    let Ids { rows: ids, padded } = read_ids(&args.ids)?;
+    if padded {
+        let what =
+            "attention_mask marks padding, of which there are no logits: give rows of one length".to_owned();
+        return Err(Failure::Input { path: args.ids.clone(), what });
+    }
     let (batch, positions) = (ids.len(), ids[0].len());
     let model = Model::open(locate(&args.compute.model)?)?;
     let chunk = builder(&args.compute)?.chunk_rows(model.architecture());

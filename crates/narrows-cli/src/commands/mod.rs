@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod completions;
 mod deviation;
 pub(crate) mod doctor;
 pub(crate) mod eval;
@@ -10,6 +11,7 @@ pub(crate) mod logits;
 pub(crate) mod pack;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod schema;
 mod speeds;
 pub(crate) mod synth;
 pub(crate) mod verify;

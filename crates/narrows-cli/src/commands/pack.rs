@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use narrows::{Bytes, Encoding, Model, Quantisation};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::SCHEMA_VERSION;
@@ -11,8 +12,8 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     #[serde(serialize_with = "lossy")]
     output: &'a std::path::Path,
@@ -25,10 +26,13 @@ struct Report<'a> {
 }
 
 /// What parts of the model were quantised to, `null` for as they were, and why where the program chose.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct QuantisationReport {
+    #[schemars(with = "Option<String>")]
     layers: Option<Encoding>,
+    #[schemars(with = "Option<String>")]
     attention: Option<Encoding>,
+    #[schemars(with = "Option<String>")]
     head: Option<Encoding>,
     reason: Option<String>,
 }

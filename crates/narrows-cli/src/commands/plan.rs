@@ -5,11 +5,12 @@ use std::path::Path;
 
 use narrows::{Bound, Bytes, Context, Model, Plan, Quantisation, Speed, TierPlan, Workload};
 use narrows_bench::Figure;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::speeds::{Known, source};
 use super::{SCHEMA_VERSION, builder, given, on_device, open_or_shape, tuned};
-use crate::amounts::{count, per_token, seconds};
+use crate::amounts::{self, count, per_token, seconds};
 use crate::args::{Output, Plan as Args, QuantPart};
 use crate::failure::{Failure, Result};
 use crate::output::{write, write_json};
@@ -17,8 +18,8 @@ use crate::output::{write, write_json};
 /// Positions that a plan is made for where `--ctx` does not say.
 const POSITIONS: usize = 512;
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     /// The directory, or the name of a shape.
     model: String,
@@ -52,7 +53,7 @@ struct Report<'a> {
 }
 
 /// The experts of all layers.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct ExpertsReport {
     count: usize,
     /// How many of a layer's a token goes to.
@@ -63,7 +64,7 @@ struct ExpertsReport {
     staying: usize,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct DeviceReport<'a> {
     budget_bytes: u64,
     planned_bytes: u64,
@@ -78,13 +79,13 @@ struct DeviceReport<'a> {
     h2d: SpeedReport,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct NeedReport<'a> {
     what: &'a str,
     bytes: u64,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct SpeedReport {
     bytes_per_second: f64,
     /// Whether it was measured here, now or some time ago.
@@ -292,8 +293,8 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
         let Report { model: name, parameters, .. } = report;
         let _ = writeln!(
             t,
-            "{name}: {:.1} billion parameters in {}; no files were read",
-            *parameters as f64 / 1e9,
+            "{name}: {} parameters in {}; no files were read",
+            amounts::parameters(*parameters),
             Bytes(report.weight_bytes)
         );
     }

@@ -12,6 +12,7 @@ use narrows::{
     ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model, Prompt, Request,
     Sampling, Stats, Text, Workload,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{SCHEMA_VERSION, builder, chat, given, start, write_trace};
@@ -27,8 +28,8 @@ use crate::tensors::read_ids;
 /// Where neither a flag nor the model says: little enough that a slow model's first answer comes.
 const MAX_NEW_TOKENS: usize = 64;
 
-#[derive(Serialize)]
-struct Report {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report {
     schema_version: u32,
     tokens: Vec<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +43,7 @@ struct Report {
 }
 
 /// Settings as they took effect, whatever they come from.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct SettingsReport {
     /// `cpu` or `cuda:N`.
     device: String,
@@ -82,7 +83,7 @@ impl SettingsReport {
     }
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct SamplingReport {
     temperature: f32,
     top_k: Option<usize>,
@@ -95,7 +96,7 @@ struct SamplingReport {
     seed: Option<u64>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct StatsReport {
     prompt_tokens: usize,
     new_tokens: usize,
@@ -121,7 +122,7 @@ struct StatsReport {
 }
 
 /// Experts that rows were routed to, each counted once a pass and layer, and what was read of them.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct ExpertsReport {
     hits: u64,
     hits_on_device: u64,
@@ -160,7 +161,7 @@ impl ExpertsReport {
 }
 
 /// What a stage moved, payload only, and how long it was busy or waited for another.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct LinkReport {
     bytes: u64,
     bytes_moved: u64,
@@ -183,7 +184,7 @@ impl LinkReport {
 
 pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     let prompts = match (&args.ids, args.prompt.as_ref().or(args.words.as_ref())) {
-        (Some(path), _) => Input::Ids(read_ids(path)?),
+        (Some(path), _) => Input::Ids(read_ids(path)?.rows),
         (None, Some(prompt)) => Input::Text(text_of(prompt)?),
         (None, None) if std::io::stdin().is_terminal() => Input::Chat,
         (None, None) => Input::Text(read_stdin()?),

@@ -8,6 +8,7 @@ use std::path::Path;
 use narrows::{Bytes, WeightSpec};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -21,8 +22,8 @@ use crate::output::{Progress, Unit, lossy, write, write_json};
 /// Weights of a file; Hugging Face cuts large models into files of a few GB.
 const FILE_BYTES: u64 = 5_000_000_000;
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     #[serde(serialize_with = "lossy")]
     output: &'a std::path::Path,

@@ -1,16 +1,18 @@
 //! `narrows verify`
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use narrows::Model;
 
 use super::SCHEMA_VERSION;
+use crate::amounts::count;
 use crate::args::{Output, Verify};
 use crate::failure::Result;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Report<'a> {
     schema_version: u32,
     #[serde(serialize_with = "lossy")]
     path: &'a std::path::Path,
@@ -58,5 +60,6 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
     } else {
         "structure sound and readable to the end (a checkpoint has no checksums; a pack does)"
     };
-    write(&format!("{}: {} files, {}: {what}\n", args.path.display(), report.files, report.bytes))
+    let files = count(report.files, "file");
+    write(&format!("{}: {files}, {}: {what}\n", args.path.display(), report.bytes))
 }

@@ -122,7 +122,7 @@ fn token_ids() {
     run(args!["run", &model, "--ids", &ids]).refused(2, "empty");
     fs::write(&ids, "not tensors").unwrap();
     run(args!["run", &model, "--ids", &ids]).refused(2, "ids.safetensors");
-    run(args!["run", &model, "--ids", dir.path().join("nowhere")]).refused(9, "nowhere");
+    run(args!["run", &model, "--ids", dir.path().join("nowhere")]).refused(2, "nowhere");
     save_ids(&ids, &[&[5; 40]]);
     run(args!["run", &model, "--ids", &ids, "--ctx", "16"]).refused(7, "40");
     run(args!["logits", &model, "--ids", &ids, "--out", dir.path().join("no/such/dir/o")])
@@ -174,4 +174,36 @@ fn command_lines() {
 #[test]
 fn context_of_no_size_on_earth() {
     run(args!["run", demo(), "-p", "x", "-n", "1000000000000", "--ctx", "1000000000000"]).refused(5, "RAM");
+}
+
+/// A padded batch, as a tokenizer writes it.
+#[test]
+fn attention_masks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ids, out) = (dir.path().join("ids.safetensors"), dir.path().join("out.safetensors"));
+    let save = |mask: &[i64], more: &str| {
+        let bytes = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let (tokens, mask) = (bytes(&[5, 6, 7, 0, 0, 8]), bytes(mask));
+        let view =
+            |data| safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![2, 3], data).unwrap();
+        let all = [("input_ids", view(&tokens)), ("attention_mask", view(&mask)), (more, view(&mask))];
+        fs::write(&ids, safetensors::serialize(all, None).unwrap()).unwrap();
+    };
+    let continued = |ids: &Path| {
+        run(args!["run", checkpoint("llama"), "--ids", ids, "-n", "3", "--greedy", "--ignore-eos"])
+    };
+    let alone = |tokens: &[i64]| {
+        let file = dir.path().join("alone");
+        save_ids(&file, &[tokens]);
+        continued(&file).ok().out
+    };
+    save(&[1, 1, 1, 0, 0, 1], "other");
+    assert_eq!(continued(&ids).ok().out, alone(&[5, 6, 7]) + &alone(&[8]));
+    run(args!["logits", checkpoint("llama"), "--ids", &ids, "--out", &out]).refused(2, "attention_mask");
+    for bad in [[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1], [1, 1, 2, 1, 1, 1]] {
+        save(&bad, "other");
+        continued(&ids).refused(2, "attention_mask");
+    }
+    save(&[1; 6], "position_ids");
+    continued(&ids).refused(2, "position_ids");
 }

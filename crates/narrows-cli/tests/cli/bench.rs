@@ -132,7 +132,7 @@ fn copies_to_a_device() {
     if !skip_or_fail() {
         return;
     }
-    pcie(&[]).refused(6, "not chosen unasked");
+    pcie(&[]).refused(6, "only when it is named");
     pcie(&["--device", "cuda:1"]).refused(6, "device 1");
     let on = |flags: &[&str]| pcie(&[&["--device", "cuda:0"], flags].concat());
     let dir = folder();
@@ -214,7 +214,7 @@ fn figures_are_remembered() {
         Ran::of(&command.env("XDG_CACHE_HOME", home.path()).args(flags).output().unwrap()).ok()
     };
     let plan = |flags: &[&str]| {
-        let all = args!["plan", demo(), "--ram", "8M", "--json"];
+        let all = args!["plan", demo(), "--ram", "12M", "--json"];
         with(&[&all[..], &flags.iter().map(Into::into).collect::<Vec<_>>()].concat()).json()
     };
     assert_eq!(
@@ -242,9 +242,9 @@ fn figures_are_remembered() {
     assert_eq!(json["disk"]["bytes_per_second"], result["bytes_per_second"]);
     assert_eq!((&json["disk"]["source"], &json["disk"]["date"]), (&"remembered".into(), &direct["date"]));
     assert_eq!(json["disk"]["measured"], true);
-    let ran = with(&args!["plan", demo(), "--ram", "8M", "--speeds", "remembered"]);
+    let ran = with(&args!["plan", demo(), "--ram", "12M", "--speeds", "remembered"]);
     assert!(ran.out.contains("(remembered of 2"), "{}", ran.out);
-    let ran = with(&args!["run", demo(), "--ram", "8M", "-p", "a", "-n", "1", "--speeds", "remembered"]);
+    let ran = with(&args!["run", demo(), "--ram", "12M", "-p", "a", "-n", "1", "--speeds", "remembered"]);
     assert!(ran.err.contains("(remembered of 2"), "{}", ran.err);
     for flags in [&[][..], &["--speeds", "measured"], &["--speeds", "remembered", "--io", "buffered"]] {
         assert_eq!(plan(flags)["disk"]["source"], "measured", "{flags:?}");

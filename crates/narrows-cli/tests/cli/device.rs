@@ -67,7 +67,7 @@ fn the_software_driver_is_not_chosen_unasked() {
         return;
     }
     let ran = soft(&["run", "-p", "a", "-n", "1", "--greedy"]).ok();
-    assert!(ran.err.starts_with("device: cpu (narrows-softgpu"), "{}", ran.err);
+    assert!(ran.err.starts_with("device: cpu, "), "{}", ran.err);
     let ran = soft(&["doctor"]).ok();
     assert!(ran.out.contains("a software driver for tests"), "{}", ran.out);
     let json = soft(&["plan", "--device", "cuda:0", "--vram", "8M", "--json"]).ok().json();

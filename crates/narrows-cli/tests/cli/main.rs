@@ -7,6 +7,7 @@ mod bench_run;
 mod device;
 mod files;
 mod harness;
+mod help;
 mod inspect;
 mod interrupts;
 mod memory;

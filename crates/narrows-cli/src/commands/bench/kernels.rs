@@ -54,7 +54,9 @@ fn open(output: &Output, which: Device) -> Result<Option<Loaded>> {
         Device::Auto => {
             let why = match Loaded::open(0) {
                 Ok(loaded) if !loaded.device().is_software() => return Ok(Some(said(output, loaded))),
-                Ok(loaded) => format!("{} is not chosen unasked", loaded.device().name()),
+                Ok(loaded) => {
+                    format!("{}: the software driver is used only when it is named", loaded.device().name())
+                }
                 Err(error) => error.to_string(),
             };
             say(output, &format!("device: cpu ({why})"));

@@ -294,6 +294,9 @@ fn model_type(model: &Model) -> String {
     let encodings: BTreeSet<_> =
         matrices.filter_map(|(_, _, tensor)| tensor.encoding.map(|encoding| encoding.name())).collect();
     let encodings: Vec<_> = encodings.into_iter().collect();
-    let billions = parameters(model) as f64 / 1e9;
-    format!("{} {billions:.1}B {}", model.architecture().family, encodings.join(" and "))
+    let size = match parameters(model) as f64 {
+        n if n >= 1e9 => format!("{:.1}B", n / 1e9),
+        n => format!("{:.1}M", n / 1e6),
+    };
+    format!("{} {size} {}", model.architecture().family, encodings.join(" and "))
 }
