@@ -203,10 +203,7 @@ impl Failure {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
-            Self::NoDevice { .. } => Some(
-                "drop --vram to compute on the CPU; `narrows plan MODEL --vram SIZE` plans for a GPU that is not here"
-                    .to_owned(),
-            ),
+            Self::NoDevice { .. } => Some("drop --vram to compute on the CPU".to_owned()),
             Self::Bench(error) if error.is_memory() => {
                 Some("smaller sizes, or fewer rows, need less".to_owned())
             }
