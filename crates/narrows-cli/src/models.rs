@@ -131,7 +131,12 @@ pub(crate) fn cache() -> Option<PathBuf> {
 
 /// The snapshot of a model in the cache.
 fn cached(name: &str) -> Option<PathBuf> {
-    snapshot(&cache()?.join(format!("models--{}", name.replace('/', "--"))), "main")
+    snapshot(&repository(&cache()?, name), "main")
+}
+
+/// The folder of a model in a cache.
+pub(crate) fn repository(cache: &Path, name: &str) -> PathBuf {
+    cache.join(format!("models--{}", name.replace('/', "--")))
 }
 
 /// The snapshot of a repository of the cache to which `reference` points, else the only one.

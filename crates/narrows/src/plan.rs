@@ -111,6 +111,8 @@ pub struct Plan {
     pub kv_seconds: f64,
     /// What is needed of host memory besides weights, slots and what is made later.
     pub(crate) host_needs: Vec<(&'static str, Bytes)>,
+    /// Memory of the tokenizer.
+    pub(crate) tokenizer: Bytes,
     /// Size of a tile at most; the end of the range where matrices are not cut.
     pub tile: Bytes,
     pub(crate) tiling: Arc<Tiling>,
@@ -218,10 +220,10 @@ impl Plan {
         let host_needs = host_needs(model, settings, w);
         let stream = host_plan(model, settings, &host_needs, w, &tiling, device.as_ref())?;
         let kv = kv_bytes(model, settings, w);
-        let (budget, tiling) = (settings.budget, Arc::new(tiling));
+        let (budget, tokenizer, tiling) = (settings.budget, settings.tokenizer, Arc::new(tiling));
         let read = kv_read(model, settings, w).get() as f64;
         let kv_seconds = read / settings.speeds.attention.bytes_per_second;
-        Ok(Self { stream, device, workload: w, budget, kv, kv_seconds, host_needs, tile, tiling })
+        Ok(Self { stream, device, workload: w, budget, kv, kv_seconds, host_needs, tokenizer, tile, tiling })
     }
 
     /// Whether nothing that a pass walks is moved.

@@ -108,8 +108,7 @@ fn recorded(pack: &Path, manifest: &Manifest) -> Result<PathBuf> {
     let Some(cache) = models::cache() else {
         return Err(failed(format!("{repository} is not here: there is no Hugging Face cache; {name_it}")));
     };
-    let dir =
-        cache.join(format!("models--{}", repository.replace('/', "--"))).join("snapshots").join(revision);
+    let dir = models::repository(&cache, repository).join("snapshots").join(revision);
     let unchanged = source.files.iter().all(|file| {
         std::fs::metadata(dir.join(&file.name)).is_ok_and(|found| found.len() == file.size.get())
     });

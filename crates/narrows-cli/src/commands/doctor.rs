@@ -21,6 +21,7 @@ use crate::failure::Result;
 use crate::figures;
 use crate::interrupt::Interrupt;
 use crate::output::{lossy, write, write_json};
+use crate::version::{architectures, cuda};
 
 /// What is read of a disk, and for how long: enough for it to come to its speed.
 const READ: Bytes = Bytes::mib(256);
@@ -97,10 +98,8 @@ pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
     let interrupt = Interrupt::listen();
     let mut machine = Machine::here();
     let mut results = Vec::new();
-    let kernels = Device::toolkit().map(|toolkit| KernelsReport {
-        toolkit: cuda(toolkit),
-        architectures: Device::architectures().iter().map(|arch| version(arch / 10, arch % 10)).collect(),
-    });
+    let kernels = Device::toolkit()
+        .map(|toolkit| KernelsReport { toolkit: cuda(toolkit), architectures: architectures() });
     let (devices, driver) = match Device::count() {
         Ok(count) => ((0..count).map(look).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -216,14 +215,6 @@ fn copy(ordinal: usize) -> Option<f64> {
     })
 }
 
-fn cuda(number: u32) -> String {
-    version(number / 1000, number % 1000 / 10)
-}
-
-fn version(major: u32, minor: u32) -> String {
-    format!("{major}.{minor}")
-}
-
 fn look(ordinal: usize) -> DeviceReport {
     let device = Device::open(ordinal);
     let problem = device.as_ref().err().map(ToString::to_string);
@@ -236,7 +227,10 @@ fn look(ordinal: usize) -> DeviceReport {
         name: d.map(|d| d.name().to_owned()),
         problem,
         software: d.is_some_and(Device::is_software),
-        compute_capability: d.map(|d| version(d.compute_capability().0, d.compute_capability().1)),
+        compute_capability: d.map(|d| {
+            let (major, minor) = d.compute_capability();
+            format!("{major}.{minor}")
+        }),
         driver_cuda: d.map(|d| cuda(d.driver_cuda())),
         driver_release: d.and_then(Device::driver_release),
         total_bytes: d.map(|d| d.total().get()),

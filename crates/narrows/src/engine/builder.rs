@@ -290,7 +290,7 @@ impl EngineBuilder {
         for (what, bytes) in &plan.host_needs {
             reserved.push(budget.reserve(what, *bytes)?);
         }
-        let text_memory = budget.reserve("tokenizer", self.text_memory(&model)?)?;
+        let text_memory = budget.reserve("tokenizer", plan.tokenizer)?;
 
         let trace = self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?;
         let options = || {

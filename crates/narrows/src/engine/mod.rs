@@ -184,9 +184,10 @@ impl Engine {
         if let Some(text) = &self.text {
             return Ok(Arc::clone(text));
         }
-        // Refused before anything is read, if it was not planned for and nothing is left.
-        let expected = Text::memory_of(self.model.dir())?;
-        self.text_memory.grow(expected.saturating_sub(self.text_memory.bytes()))?;
+        // Refused before it is read, if it was not planned for and nothing is left.
+        if self.text_memory.bytes() == Bytes(0) {
+            self.text_memory.grow(Text::memory_of(self.model.dir())?)?;
+        }
         let text = Arc::new(Text::read(self.model.dir())?);
         self.text_memory.grow(text.memory().saturating_sub(self.text_memory.bytes()))?;
         self.text = Some(Arc::clone(&text));
