@@ -4,7 +4,7 @@
 Needs no package. Where PyTorch is installed it is the measuring stick for matrix products and for attention. Every
 step has its own time limit, none stops those after it, and the results are written anew after each.
 """
-import array, datetime, gzip, json, math, os, re, shlex, shutil, signal, statistics, struct, subprocess, sys, threading, time
+import array, datetime, gzip, json, math, mmap, os, re, shlex, shutil, signal, statistics, struct, subprocess, sys, tarfile, threading, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GIB, VRAM, TILE = 1 << 30, '4G', 8 << 20
@@ -91,7 +91,7 @@ class Bundle:
         relative = os.path.relpath(self.out, HERE)
         self.shown = self.out if relative.startswith('..') else relative
         self.start, self.seconds = time.monotonic(), float(os.environ.get('NARROWS_BUNDLE_SECONDS', 580))
-        self.models = os.path.abspath(os.environ['NARROWS_BUNDLE_DIR']) if os.environ.get('NARROWS_BUNDLE_DIR') else os.path.join(self.shown, 'models')
+        self.models = os.path.abspath(os.environ['NARROWS_BUNDLE_DIR']) if os.environ.get('NARROWS_BUNDLE_DIR') else os.path.join(HERE, 'models')
         os.chdir(HERE)
         self.limit = float(os.environ.get('NARROWS_BUNDLE_GB', 40)) * 1e9
         self.small = os.environ.get('NARROWS_BUNDLE_SMALL') == '1'
@@ -145,6 +145,7 @@ class Bundle:
         status = {True: 'ok', False: 'FAIL', None: 'skipped'}[ok]
         self.results['checks'].append({'step': step, 'check': what, 'status': status, 'detail': detail, 'command': command and self.repeatable(command)})
         print(f'{status:8}{step}: {what}{": " if detail else ""}{detail}', flush=True)
+        self.save()
 
     def judge(self, step, what, ok, detail='', command=None):
         """As `check`, for times: those of the software driver and of small sizes say nothing."""
@@ -241,7 +242,7 @@ class Bundle:
         # Room for the largest matrix, the head in float32, where the device has it.
         size = min(4096, total // 4 >> 20)
         usual = ['--shape', 'llama-70b', '--size', f'{size}M', '--runtime', '20ms', '--loops', '5']
-        files = []
+        files = []  # `results.json` has what they hold: they go once the roofline is drawn
         for number, flags in enumerate(SMALL_KERNELS if self.small else KERNELS):
             command = ['./narrows', 'bench', 'kernels', '--device', 'cuda:0', *([] if self.small else usual), *flags, '--json', '--quiet']
             start = time.monotonic()
@@ -262,7 +263,8 @@ class Bundle:
         if files:
             command = ['./narrows', 'bench', 'report', *files, '-o', self.path('roofline.svg')]
             code, _, _ = self.run('bench', command, 20)
-            self.check('bench', 'the roofline is drawn', code == 0, 'roofline.svg' if code == 0 else self.why('bench', code), command)
+            self.check('bench', 'the roofline is drawn', code == 0, 'roofline.svg' if code == 0 else self.why('bench', code))
+            for file in files: os.remove(file)
 
     def kernels(self):
         return [case for record in self.results.get('bench', []) for case in record['results'] if case['bench'] == 'kernel']
@@ -303,7 +305,10 @@ class Bundle:
         p = subprocess.Popen(['nvidia-smi', '-i', device, '--query-gpu=memory.used,pcie.link.gen.current,pcie.link.width.current', '--format=csv,noheader,nounits', '-lms', '200'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         rows = []
         reader = threading.Thread(target=lambda: rows.extend([x.strip() for x in line.split(',')] for line in p.stdout), daemon=True)
-        reader.start(); time.sleep(1)
+        reader.start()
+        # The first row is what was there before: nothing may begin until it is read.
+        started = time.monotonic()
+        while not rows and time.monotonic() < started + 10 and p.poll() is None: time.sleep(0.05)
         def end():
             p.terminate(); p.wait(); reader.join(5)
             return [[int(x) for x in row] for row in rows if len(row) == 3 and all(x.isdigit() for x in row)]
@@ -329,6 +334,27 @@ class Bundle:
         os.makedirs(self.models, exist_ok=True)
         limits = [(self.limit, 'NARROWS_BUNDLE_GB'), (0.9 * shutil.disk_usage(self.models).free, 'free disk'), (0.75 * (self.results['doctor']['memory_available_bytes'] or GIB), 'free RAM'), (seconds * self.write_speed, f'what is written in {seconds:.0f} s')]
         return min(limits)
+
+    def memory(self):
+        """Touches memory until the machine shows no more of it: that of a virtual machine may grow only as it is used."""
+        if self.small: return self.check('memory', 'memory that grows as it is used', None, 'not in small')
+        read = lambda: {line.split(':')[0]: int(line.split()[1]) << 10 for line in open('/proc/meminfo')}
+        first, end = read(), time.monotonic() + min(90, self.left() / 4)
+        now, still = first, 0
+        while still < 2 and time.monotonic() < end:
+            # Processes of their own: a machine that is out of memory ends one of them, and each touches with its own core.
+            workers = os.cpu_count() or 1
+            each = int(0.8 * now['MemAvailable'] / workers)
+            touch = f'import mmap; mmap.mmap(-1, {each}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | {mmap.MAP_POPULATE:#x})'
+            running = [subprocess.Popen([sys.executable, '-c', touch], stderr=subprocess.DEVNULL) for _ in range(workers)]
+            for p in running: p.wait()
+            time.sleep(1)
+            before, now = now, read()
+            still = 0 if now['MemTotal'] > before['MemTotal'] else still + 1
+        self.results['memory'] = {'total_bytes': now['MemTotal'], 'available_bytes': now['MemAvailable'], 'total_bytes_at_first': first['MemTotal']}
+        self.check('memory', 'memory that grows as it is used', True, f'{first["MemTotal"] / GIB:.1f} GiB at first, {now["MemTotal"] / GIB:.1f} GiB once touched')
+        try: self.results['doctor'] = self.json('doctor', ['./narrows', 'doctor', '--json'], 60)
+        except ValueError as e: self.check('memory', 'narrows doctor', False, str(e))
 
     def stream(self):
         write_ids(self.ids, range(5, 13))
@@ -418,7 +444,7 @@ class Bundle:
         for check in ['memcheck', 'racecheck', 'initcheck']:
             if self.left() < 15: self.check('sanitizer', check, None, 'no time left'); continue
             command = [tool, '--tool', check, '--error-exitcode', '99', './kernels-test', '--test-threads=1', *tests]
-            code, out, seconds = self.run('sanitizer', command, max(15, self.left() / {'memcheck': 3, 'racecheck': 2, 'initcheck': 1}[check]))
+            code, out, seconds = self.run('sanitizer', command, min(120, max(15, self.left() / {'memcheck': 3, 'racecheck': 2, 'initcheck': 1}[check])))
             done = len(re.findall(r'^test \S+ .*\bok$', out, re.M))
             summary = (re.findall(r'(?:ERROR|RACECHECK) SUMMARY: .*', out) or [''])[-1]
             clean = not re.search(r'^========= (Invalid|Error|Uninitialized|.*hazard)', out, re.M)
@@ -437,13 +463,16 @@ class Bundle:
             print(f'no GPU to run on: {why}', file=sys.stderr)
             return 6
         if self.small: print('SMALL: this shows that everything runs; no figure here is a measurement of a GPU', flush=True)
-        steps = ['tests', 'goldens', 'bits', 'pcie', 'bench', 'torch', 'stream', 'wide', 'sanitizer']
+        steps = ['tests', 'goldens', 'bits', 'sanitizer', 'memory', 'pcie', 'bench', 'torch', 'stream', 'wide']
         only = os.environ.get('NARROWS_BUNDLE_ONLY')
         for step in only.split(',') if only else steps:
             self.save()
             if self.left() < 5: self.check(step, 'all of it', None, f'no time left of {self.seconds:.0f} s'); continue
             try: getattr(self, step)()
             except Exception as e: self.check(step, 'all of it', False, f'{type(e).__name__}: {e}')
+        with tarfile.open(self.path('logs.tar.gz'), 'w:gz') as tar: tar.add(self.path('logs'), 'logs')
+        shutil.rmtree(self.path('logs'))
+        if os.path.exists(self.ids): os.remove(self.ids)
         if not os.environ.get('NARROWS_BUNDLE_DIR') and os.path.isdir(self.models) and not os.listdir(self.models): os.rmdir(self.models)
         self.save()
         print(f'{self.path("report.md")} and {self.path("results.json")} in {self.results["seconds"]:.0f} s')

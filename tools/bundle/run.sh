@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Checks and measures narrows on the GPU of this machine. Writes OUT/report.md and OUT/results.json.
+# Checks and measures narrows on the GPU of this machine. Writes OUT/report.md, OUT/results.json, logs.tar.gz
+# and, where they were made, roofline.svg and a trace.
 #
 # usage: ./run.sh [OUT]              default ./out
 #
 #   NARROWS_BUNDLE_GB=40             the model that is streamed has at most so many GB
-#   NARROWS_BUNDLE_DIR=OUT/models    where it is written (and deleted again): a folder on a real, fast disk
+#   NARROWS_BUNDLE_DIR=./models      where it is written (and deleted again): a folder on a real, fast disk
 #   NARROWS_BUNDLE_SECONDS=580       what does not end by then is stopped or left out, and the report says so
-#   NARROWS_BUNDLE_ONLY=tests,bench  only these steps of: tests goldens bits pcie bench torch stream wide sanitizer
+#   NARROWS_BUNDLE_ONLY=tests,bench  only these steps of: tests goldens bits sanitizer memory pcie bench torch stream wide
 #   NARROWS_BUNDLE_SMALL=1           shows that everything runs, in little time; nothing of it is a measurement
 #
 # Exits with 0 if all is well, 1 if something is not, 6 if there is no GPU to run on.
