@@ -268,7 +268,7 @@ pub(crate) struct Plan {
 
 #[derive(Args, Debug)]
 pub(crate) struct Pack {
-    /// A Hugging Face checkpoint directory.
+    /// A Hugging Face checkpoint directory; ORG/NAME is looked up in the Hugging Face cache.
     pub(crate) model: PathBuf,
     /// The directory of the pack; made if it does not exist. An interrupted pack is resumed.
     #[arg(short, long, value_name = "DIR")]
@@ -319,7 +319,7 @@ impl QuantPart {
 
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
-    /// A Hugging Face checkpoint directory or a pack.
+    /// A Hugging Face checkpoint directory or a pack; ORG/NAME is looked up in the Hugging Face cache.
     pub(crate) model: PathBuf,
     /// List every tensor.
     #[arg(long)]
@@ -333,8 +333,8 @@ pub(crate) struct Inspect {
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// A pack or a Hugging Face checkpoint directory.
-    pub(crate) path: PathBuf,
+    /// A pack or a Hugging Face checkpoint directory; ORG/NAME is looked up in the Hugging Face cache.
+    pub(crate) model: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -382,7 +382,7 @@ pub(crate) struct Synth {
 
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
-    /// A model, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
+    /// A model, as a directory or ORG/NAME, or where models are to be: shows the disk behind it, and reads from it for a second. In a directory
     /// without weights a file of 256 MiB is made, and gone afterwards.
     pub(crate) path: Option<PathBuf>,
 }

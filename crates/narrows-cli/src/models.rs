@@ -10,18 +10,39 @@ use crate::failure::{Failure, Result};
 /// # Errors
 /// There is no such model (exit code 3), or it is of a kind that is not read here (4).
 pub(crate) fn locate(given: &Path) -> Result<PathBuf> {
+    let dir = directory(given)?;
+    recognised(&dir).map(|()| dir)
+}
+
+/// The same for the checkpoint that a pack in `out` is made from. Where that pack has begun, its source was a model,
+/// of which `--consume-source` may have left other files than weights.
+///
+/// # Errors
+/// As [`locate`].
+pub(crate) fn locate_source(given: &Path, out: &Path) -> Result<PathBuf> {
+    if !PACKED.iter().any(|name| out.join(name).is_file()) {
+        return locate(given);
+    }
+    match given.parent().filter(|dir| extension(given) == "safetensors" && dir.join("config.json").exists()) {
+        // The file that was named is consumed.
+        Some(dir) if !given.exists() => Ok(dir.to_owned()),
+        _ => directory(given),
+    }
+}
+
+/// Files of a pack, of which one is there from the beginning to the end of its making, the other afterwards.
+const PACKED: [&str; 2] = ["narrows.journal", narrows_shard::MANIFEST];
+
+/// The directory that `given` names, whatever is in it.
+fn directory(given: &Path) -> Result<PathBuf> {
     match std::fs::metadata(given) {
-        Ok(meta) if meta.is_dir() => {
-            let dir = snapshot(given, "main").unwrap_or_else(|| given.to_owned());
-            recognised(&dir).map(|()| dir)
-        }
+        Ok(meta) if meta.is_dir() => Ok(snapshot(given, "main").unwrap_or_else(|| given.to_owned())),
         Ok(_) => beside(given),
         Err(_) => {
             let name = given.to_str().and_then(hub_name);
-            match name.as_ref().and_then(|name| cached(name)) {
-                Some(dir) => recognised(&dir).map(|()| dir),
-                None => Err(Failure::NoModel { path: given.to_owned(), hint: missing_hint(given, name) }),
-            }
+            name.as_ref()
+                .and_then(|name| cached(name))
+                .ok_or_else(|| Failure::NoModel { path: given.to_owned(), hint: missing_hint(given, name) })
         }
     }
 }
@@ -74,7 +95,7 @@ fn recognised(dir: &Path) -> Result<()> {
         let what = format!("a LoRA adapter (adapter_config.json){base}, not a model");
         return not((&what, "merge it into its base model and save that, or run the base model"));
     }
-    if has("safetensors") || named("narrows.json") || named("narrows.journal") {
+    if has("safetensors") || PACKED.iter().any(|name| named(name)) {
         return Ok(());
     }
     if has("gguf") {

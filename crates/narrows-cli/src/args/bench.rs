@@ -197,7 +197,8 @@ pub(crate) struct BenchKernels {
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchRun {
-    /// A checkpoint, a pack, or the name of a shape of `narrows synth`, whose weights are then made in memory.
+    /// A checkpoint, a pack, ORG/NAME in the Hugging Face cache, or the name of a shape of `narrows synth`, whose
+    /// weights are then made in memory.
     pub(crate) model: PathBuf,
     /// Tokens of a prompt, a list; 0 for none.
     #[arg(short = 'p', long = "n-prompt", value_name = "N", value_delimiter = ',', default_value = "512")]

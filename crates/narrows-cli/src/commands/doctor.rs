@@ -20,6 +20,7 @@ use crate::args::{Doctor, Output};
 use crate::failure::Result;
 use crate::figures;
 use crate::interrupt::Interrupt;
+use crate::models::locate;
 use crate::output::{lossy, write, write_json};
 use crate::version::{architectures, cuda};
 
@@ -105,7 +106,12 @@ pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     let mut go_on = || if interrupt.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let disk = args.path.as_ref().map(|path| read(path, &mut go_on, &mut results));
+    let path = match &args.path {
+        // A name in the cache; a path that is not there is shown as that.
+        Some(path) if !path.exists() => Some(locate(path).unwrap_or_else(|_| path.clone())),
+        path => path.clone(),
+    };
+    let disk = path.as_ref().map(|path| read(path, &mut go_on, &mut results));
     interrupt.check()?;
     machine.disk = disk.as_ref().and_then(|disk| disk.disk.clone());
     let date = chrono::Utc::now();

@@ -57,6 +57,7 @@ pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
     let model = Model::open(locate(&args.model)?)?;
     let mut report = report(&model, args.tensors)?;
     if let Some(source) = &args.error {
+        let source = source.as_deref().map(locate).transpose()?;
         report.error = Some(deviation::measure(output, &model, source.as_deref())?);
     }
     if output.json { write_json(&report) } else { write(&table(&report)) }

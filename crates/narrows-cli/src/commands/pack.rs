@@ -10,6 +10,7 @@ use super::SCHEMA_VERSION;
 use crate::args::{Output, Pack, Quant, QuantPart};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::models::locate_source;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(JsonSchema, Serialize)]
@@ -38,7 +39,7 @@ struct QuantisationReport {
 }
 
 pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
-    let model = Model::open_for_pack(&args.model, &args.output)?;
+    let model = Model::open_for_pack(&locate_source(&args.model, &args.output)?, &args.output)?;
     let (quantisation, reason) = quantisation(&model, args, narrows::memory::available_memory())?;
     if let Some(reason) = &reason {
         say(output, reason);

@@ -9,6 +9,7 @@ use super::SCHEMA_VERSION;
 use crate::amounts::count;
 use crate::args::{Output, Verify};
 use crate::failure::Result;
+use crate::models::locate;
 use crate::output::{Progress, Unit, lossy, say, write, write_json};
 
 #[derive(JsonSchema, Serialize)]
@@ -24,8 +25,9 @@ pub(super) struct Report<'a> {
 }
 
 pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
+    let dir = locate(&args.model)?;
     let mut display: Option<Progress> = None;
-    let result = narrows_shard::verify(&args.path, &mut |progress: narrows_shard::Progress<'_>| {
+    let result = narrows_shard::verify(&dir, &mut |progress: narrows_shard::Progress<'_>| {
         display
             .get_or_insert_with(|| Progress::new(output, "verifying", Unit::Bytes, progress.total.get()))
             .set(progress.done.get());
@@ -36,7 +38,7 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
     let report = result?;
     if let Some(name) = report.unlisted.iter().find(|name| Model::SIDECARS.contains(&name.as_str())) {
         return Err(narrows_shard::Error::Invalid {
-            path: args.path.join(name),
+            path: dir.join(name),
             problem: "not listed in narrows.json, so it is no part of the pack and is not read".into(),
             hint: Some("delete it, or put it beside the checkpoint and pack that again"),
         }
@@ -48,7 +50,7 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
     if output.json {
         return write_json(&Report {
             schema_version: SCHEMA_VERSION,
-            path: &args.path,
+            path: &dir,
             files: report.files,
             bytes: report.bytes.get(),
             checksums: report.checksums,
@@ -61,5 +63,5 @@ pub(crate) fn verify(output: &Output, args: &Verify) -> Result<()> {
         "structure sound and readable to the end (a checkpoint has no checksums; a pack does)"
     };
     let files = count(report.files, "file");
-    write(&format!("{}: {files}, {}: {what}\n", args.path.display(), report.bytes))
+    write(&format!("{}: {files}, {}: {what}\n", dir.display(), report.bytes))
 }

@@ -90,6 +90,110 @@ fn other_things_than_models_are_named() {
     assert!(ran.err.contains("narrows plan llama-8b"), "{}", ran.err);
 }
 
+/// MODEL is the same for every command that takes one.
+#[test]
+fn every_command_finds_models_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    copy_dir(&demo(), &path("hub/models--some--demo/snapshots/abc"));
+    fs::write(path("text"), "And the king said unto them, and they went out.".repeat(9)).unwrap();
+    save_ids(&path("ids"), &[&[5, 6, 7]]);
+    for (name, file, text) in [
+        ("gguf", "x.gguf", "GGUF"),
+        ("pickled", "pytorch_model.bin", "PK"),
+        ("adapter", "adapter_config.json", r#"{"base_model_name_or_path": "org/base"}"#),
+    ] {
+        fs::create_dir(path(name)).unwrap();
+        fs::write(path(name).join(file), text).unwrap();
+    }
+    fs::create_dir(path("pointer")).unwrap();
+    fs::write(path("pointer/config.json"), fs::read(demo().join("config.json")).unwrap()).unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 4976698672\n";
+    fs::write(path("pointer/model.safetensors"), pointer).unwrap();
+
+    // Each writes to a place of its own.
+    let commands: [(&str, &[&str]); 9] = [
+        ("run", &["-p", "a", "-n", "1", "--raw", "--speeds", "assumed"]),
+        ("plan", &["--speeds", "assumed"]),
+        ("pack", &["-o", "OUT"]),
+        ("inspect", &[]),
+        ("inspect", &["--error=MODEL"]),
+        ("verify", &[]),
+        ("logits", &["--ids", "IDS", "--out", "OUT", "--speeds", "assumed"]),
+        ("eval", &["-f", "TEXT", "--window", "32", "--speeds", "assumed"]),
+        ("bench", &["run", "MODEL", "-p", "0", "-n", "1", "-r", "1"]),
+    ];
+    let mut count = 0;
+    for (name, flags) in commands {
+        let mut ask = |model: &str| {
+            count += 1;
+            let word = |flag: &&str| {
+                let flag = flag.replace("OUT", path(&format!("out-{count}")).to_str().unwrap());
+                let flag = flag.replace("IDS", path("ids").to_str().unwrap());
+                flag.replace("TEXT", path("text").to_str().unwrap()).replace("MODEL", model)
+            };
+            let mut command = narrows();
+            command.env("HF_HUB_CACHE", path("hub")).env("NO_COLOR", "1").arg(name);
+            if name != "bench" {
+                command.arg(model);
+            }
+            Ran::of(&command.args(flags.iter().map(word)).output().unwrap())
+        };
+        let demo = demo();
+        for good in [
+            demo.join("model.safetensors").to_str().unwrap(),
+            "some/demo",
+            "https://huggingface.co/some/demo",
+            path("hub/models--some--demo").to_str().unwrap(),
+        ] {
+            let ran = ask(good);
+            assert_eq!(ran.code, Some(0), "{name} {good}: {}", ran.err);
+        }
+        let missing = ask("some/thing");
+        missing.refused(3, "some/thing: no such model");
+        assert!(missing.err.contains("hf download some/thing"), "{name}: {}", missing.err);
+        for (bad, word) in [
+            ("gguf", "GGUF file is not supported"),
+            ("gguf/x.gguf", "GGUF file is not supported"),
+            ("pickled", "pickled weights"),
+            ("pickled/pytorch_model.bin", "pickled weights"),
+            ("adapter", "a LoRA adapter (adapter_config.json) of org/base"),
+            ("pointer", "git-lfs pointer"),
+        ] {
+            let ran = ask(path(bad).to_str().unwrap());
+            ran.refused(4, word);
+            assert!(ran.err.contains("hint: "), "{name} {bad}: {}", ran.err);
+        }
+        // A shape is a model to those that need no files of it.
+        if !matches!(name, "plan" | "bench") {
+            let shape = ask("llama-8b");
+            shape.refused(3, "llama-8b");
+            assert!(shape.err.contains("narrows plan llama-8b"), "{name}: {}", shape.err);
+        }
+    }
+    let mut doctor = narrows();
+    doctor.env("HF_HUB_CACHE", path("hub")).args(["doctor", "some/demo", "--json"]);
+    let found = Ran::of(&doctor.output().unwrap()).ok().json();
+    assert!(found["disk"]["path"].as_str().unwrap().ends_with("snapshots/abc"), "{found}");
+}
+
+/// What is left of a source that is consumed is no model, and the pack of it goes on all the same.
+#[test]
+fn a_consumed_source_is_still_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    copy_dir(&demo(), &source);
+    fs::write(source.join("pytorch_model.bin"), "PK").unwrap();
+    let named = source.join("model.safetensors");
+    run(args!["pack", &named, "-o", &out, "--consume-source"]).ok();
+    assert!(!named.exists());
+    for model in [&source, &named] {
+        let again = run(args!["pack", model, "-o", &out, "--consume-source"]);
+        assert!(again.ok().out.contains("already packed"));
+    }
+    run(args!["pack", &source, "-o", dir.path().join("other")]).refused(4, "pickled");
+}
+
 #[test]
 fn a_tokenizer_that_is_missing() {
     let dir = tempfile::tempdir().unwrap();

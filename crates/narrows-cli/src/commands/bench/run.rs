@@ -56,7 +56,7 @@ pub(super) fn run(output: &Output, args: &BenchRun) -> Result<()> {
             args.model.display()
         ));
     } else {
-        session.machine.disk = narrows_bench::Disk::behind(&args.model);
+        session.machine.disk = narrows_bench::Disk::behind(model.dir());
     }
     let roof = Roof::measured(&mut session, args)?;
     let mut results = Vec::new();
