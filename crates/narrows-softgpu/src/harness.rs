@@ -162,6 +162,11 @@ impl SoftGpu {
         self.set("FAIL_COPY", number.to_string())
     }
 
+    /// Recording an event fails once, the given time (1 is the first), with CUDA_ERROR_OUT_OF_MEMORY.
+    pub fn fail_record(self, number: u64) -> Self {
+        self.set("FAIL_RECORD", number.to_string())
+    }
+
     /// Page-locking more than so many bytes at once fails.
     pub fn fail_pinned(self, above: u64) -> Self {
         self.set("FAIL_PINNED", above.to_string())

@@ -1,7 +1,8 @@
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::device::Event;
+use crate::device::{Event, Events};
 use crate::{Error, Region};
 
 /// What slots are made of: memory of the host, or of a device.
@@ -20,21 +21,23 @@ pub trait Memory: fmt::Debug + Send + 'static {
         Ok(())
     }
 
-    /// All use of the tile has been asked for: orders the next filling behind it.
-    ///
-    /// # Errors
-    /// Those of a device. The memory must not be filled again then.
-    fn release(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// A point in the work of whoever uses the tile, where that is done later than it is asked for; `recycled`
-    /// is an event that nobody needs any more. None where it is done at once.
+    /// A point in the work that uses the tile, where that is done later than it is asked for; `spare` has events
+    /// that are free to be recorded again. None where it is done at once.
     ///
     /// # Errors
     /// Those of a device.
-    fn mark(&self, recycled: Option<Event>) -> Result<Option<Event>, Error> {
-        drop(recycled);
+    fn mark(&self, spare: &mut Events) -> Result<Option<Arc<Event>>, Error> {
+        let _ = spare;
+        Ok(None)
+    }
+
+    /// All use of the tile has been asked for: orders the next filling behind it. Gives the point at which the use
+    /// ends, as [`Memory::mark`] does.
+    ///
+    /// # Errors
+    /// Those of a device. The memory must not be filled again then.
+    fn release(&self, spare: &mut Events) -> Result<Option<Arc<Event>>, Error> {
+        let _ = spare;
         Ok(None)
     }
 }

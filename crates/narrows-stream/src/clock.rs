@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narrows_staging::device::Event;
+use narrows_staging::device::{Clock, Event, Events};
 
 use crate::{Bytes, StageStats, TileId};
 
@@ -39,29 +39,29 @@ pub(crate) struct Use {
     pub(crate) pass: u64,
     pub(crate) read: u64,
     pub(crate) bytes: Bytes,
-    pub(crate) begun: Event,
-    pub(crate) ended: Event,
+    pub(crate) begun: Arc<Event>,
+    pub(crate) ended: Arc<Event>,
 }
 
 /// The uses of tiles on a device: asked for, and done.
 pub(crate) struct Uses {
-    origin: Arc<Event>,
+    clock: Clock,
     made: Instant,
     queued: VecDeque<Use>,
-    spare: Vec<Event>,
+    events: Events,
     meter: DeviceMeter,
 }
 
 impl Uses {
     /// Counts the device's time from `origin`, which happened at `made`.
     pub(crate) fn new(origin: Arc<Event>, made: Instant) -> Self {
-        let (queued, spare, meter) = (VecDeque::new(), Vec::new(), DeviceMeter::default());
-        Self { origin, made, queued, spare, meter }
+        let (queued, events, meter) = (VecDeque::new(), Events::default(), DeviceMeter::default());
+        Self { clock: Clock::new(origin), made, queued, events, meter }
     }
 
-    /// An event that is not needed any more.
-    pub(crate) fn spare(&mut self) -> Option<Event> {
-        self.spare.pop()
+    /// The events of uses that are done, to be recorded again.
+    pub(crate) const fn events(&mut self) -> &mut Events {
+        &mut self.events
     }
 
     pub(crate) fn push(&mut self, use_of_tile: Use) {
@@ -77,7 +77,7 @@ impl Uses {
         let mut done = Vec::new();
         while let Some(front) = self.queued.front()
             && let Ok(true) = front.ended.happened()
-            && let (Ok(start), Ok(end)) = (self.origin.until(&front.begun), self.origin.until(&front.ended))
+            && let (Ok(start), Ok(end)) = (self.clock.at(&front.begun), self.clock.at(&front.ended))
             && let Some(front) = self.queued.pop_front()
         {
             self.meter.add(front.bytes, &(start..end));
@@ -88,6 +88,7 @@ impl Uses {
 
     /// Takes back the events of a use.
     pub(crate) fn recycle(&mut self, done: Use) {
-        self.spare.extend([done.begun, done.ended]);
+        self.events.give(done.begun);
+        self.events.give(done.ended);
     }
 }

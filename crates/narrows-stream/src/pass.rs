@@ -1,6 +1,7 @@
 //! A walk over the tiles, from the consumer's side.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use narrows_staging::{InUse, Memory, Region, Slot};
@@ -113,7 +114,7 @@ pub struct Held<'a, M: Memory = Region> {
     /// None if the tile stays.
     slot: Option<Slot<InUse, M>>,
     /// Where work is done later than it is asked for, and nobody has failed: when this was.
-    begun: Option<narrows_staging::device::Event>,
+    begun: Option<Arc<narrows_staging::device::Event>>,
 }
 
 impl<'a, M: Memory> Held<'a, M> {
@@ -132,7 +133,7 @@ impl<'a, M: Memory> Held<'a, M> {
                 source: error.into(),
             };
             slot.memory().acquire().map_err(named)?;
-            let begun = slot.memory().mark(stream.spare()).map_err(named)?;
+            let begun = stream.with_events(|events| slot.memory().mark(events)).map_err(named)?;
             held.begun = begun;
         }
         Ok(held)
@@ -148,10 +149,6 @@ impl<'a, M: Memory> Held<'a, M> {
     #[must_use]
     pub fn memory(&self) -> Option<(&M, Range<usize>)> {
         self.slot().map(|slot| (slot.memory(), slot.payload()))
-    }
-
-    fn mark(&self) -> Option<narrows_staging::device::Event> {
-        self.slot()?.memory().mark(self.stream.spare()).ok().flatten()
     }
 
     fn slot(&self) -> Option<&Slot<InUse, M>> {
@@ -173,9 +170,16 @@ impl<M: Memory> Drop for Held<'_, M> {
         let end = Instant::now();
         let (len, place) = stream.tiles[tile.index()];
         let read = self.slot().map_or(0, Slot::<InUse, M>::tag);
-        let marks = self.begun.take().zip(self.mark());
+        let ended = self.slot().map_or(Ok(None), |slot| {
+            // What stays for good is never filled again.
+            stream.with_events(|events| match place {
+                Place::Resident => slot.memory().mark(events),
+                _ => slot.memory().release(events),
+            })
+        });
         // A device that takes no orders any more has failed: what its slots hold is not written over.
-        let released = self.slot().is_none_or(|slot| slot.memory().release().is_ok());
+        let released = ended.is_ok();
+        let marks = self.begun.take().zip(ended.ok().flatten());
         let passes_by = self.slot.is_some();
         if let Some(slot) = self.slot.take().filter(|_| released) {
             let slot = slot.release();

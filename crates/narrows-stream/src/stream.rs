@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use narrows_staging::device::{DeviceRegion, Source};
+use narrows_staging::device::{DeviceRegion, Events, Source};
 use narrows_staging::{Arena, Free, InUse, Memory, Region, Slot};
 
 use crate::demand::Demands;
@@ -343,9 +343,12 @@ impl<M: Memory> Stream<M> {
         Ok(())
     }
 
-    /// An event that is not needed any more.
-    pub(crate) fn spare(&self) -> Option<narrows_staging::device::Event> {
-        self.feed.as_ref().and_then(|feed| lock(&feed.uses).spare())
+    /// Does `work` with the events that are free.
+    pub(crate) fn with_events<T>(&self, work: impl FnOnce(&mut Events) -> T) -> T {
+        match &self.feed {
+            Some(feed) => work(lock(&feed.uses).events()),
+            None => work(&mut Events::default()),
+        }
     }
 
     /// Waits for the tile of the present step and goes on to the next; none if the tile stays.

@@ -8,6 +8,7 @@ use narrows_stream::{Access, FileSource, Need, Place, Slots, Speed, Tile};
 
 use crate::backend::{CpuBackend, CudaBackend, Limits};
 use crate::decoder::Decoder;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::tiling::Tiling;
@@ -126,6 +127,8 @@ pub struct DevicePlan {
     pub stream: narrows_stream::Plan,
     /// The cap on the device's memory.
     pub budget: Bytes,
+    /// What of it is left for the page tables of the host's memory, which is pinned.
+    pub page_tables: Bytes,
 }
 
 /// The stage that a pass waits for.
@@ -183,6 +186,9 @@ const ENOUGH_SLOTS: usize = 8;
 /// Where weights are copied to a device once: the fewer tiles the fewer kernels, but tiles still pass through the
 /// host's memory.
 const DEVICE_TILE: Bytes = Bytes::mib(64);
+
+/// The most slots that a stream in host memory makes unasked.
+const HOST_SLOTS: usize = 16;
 
 /// A link is at its speed with two copies queued, while a third tile is computed on and a fourth given back.
 const DEVICE_SLOTS: usize = 4;
@@ -304,8 +310,10 @@ fn device_plan(
     let tile = |len: usize, access| Tile::new(Bytes(len as u64), Bytes(len as u64), access);
     let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len, row.access)).collect();
     let vectors = CudaBackend::vector_bytes(model.vector_lens());
+    let page_tables = Device::page_tables(pinned_at_most(settings, tiling));
     let needs = [
         Need::new("CUDA context", device.context),
+        Need::new("page tables", page_tables),
         Need::new("KV cache", Bytes(DevicePool::rounded(kv_bytes(model, settings, w).get() as usize) as u64)),
         Need::new("activations", CudaBackend::activation_bytes(a, limits(w))),
         Need::new("norms and biases", vectors),
@@ -318,7 +326,19 @@ fn device_plan(
         .demand(slots, usize::MAX, demanded_per_pass(model, w.sequences))
         .speeds(settings.speeds.link, settings.speeds.compute);
     let stream = narrows_stream::plan(&request).map_err(|error| does_not_fit("VRAM", error))?;
-    Ok(DevicePlan { stream, budget: device.budget })
+    Ok(DevicePlan { stream, budget: device.budget, page_tables })
+}
+
+/// The host's memory for weights, which is pinned and is planned after the device's, has at most so many bytes: all tiles
+/// and all slots, within the host's budget.
+fn pinned_at_most(settings: &Settings, tiling: &Tiling) -> Bytes {
+    let capacities =
+        || tiling.tiles.iter().map(|tile| FileSource::tile(&tile.read, tile.access).capacity.get());
+    let slots = settings.slots.unwrap_or(HOST_SLOTS).min(tiling.tiles.len()) as u64;
+    let slots = slots.saturating_mul(capacities().max().unwrap_or(0));
+    // Demanded tiles have slots of their own.
+    let all = capacities().fold(slots.saturating_mul(2), u64::saturating_add);
+    Bytes(all).min(settings.budget)
 }
 
 /// What a pass of one row of each of `sequences` demands, if each row may go to any expert alike.

@@ -338,9 +338,9 @@ fn one_answer_wherever_the_experts_are() {
         // With whether any are found in the memory of the device, and of the host.
         for (memory, seed, of) in [
             ("", 0, [true, false]),
-            ("vram=800K ram=600K tile=2K", 3, [true, true]),
-            ("vram=700K ram=2M", 4, [false, true]),
-            ("vram=600K ram=400K slots=1 tile=3K", 6, [false, false]),
+            ("vram=928K ram=600K tile=2K", 3, [true, true]),
+            ("vram=828K ram=2M", 4, [false, true]),
+            ("vram=728K ram=400K slots=1 tile=3K", 6, [false, false]),
         ] {
             let case = format!("golden={golden} {memory}");
             let gpu = SoftGpu::new().unwrap().vram(64 << 20).seed(seed);

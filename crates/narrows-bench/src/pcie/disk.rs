@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use narrows_bytes::Bytes;
 use narrows_staging::device::{
-    Carving, Copied, Copier, DEVICE_ALIGNMENT, Device, DeviceArena, DeviceRegion, Priority, Source, Stream,
+    Carving, Copied, Copier, DEVICE_ALIGNMENT, Device, DeviceArena, DeviceRegion, Events, Priority, Source,
+    Stream,
 };
 use narrows_staging::{
     Arena, ArenaOptions, Budget, Free, InUse, IoMode, Memory as _, Read, Reader, ReaderOptions, Slot,
@@ -69,6 +70,7 @@ struct Pipeline<'a> {
     arrived: u64,
     /// Where tiles are used.
     user: Stream,
+    events: Events,
 }
 
 impl<'a> Pipeline<'a> {
@@ -87,14 +89,26 @@ impl<'a> Pipeline<'a> {
         let on_device = Bytes(DEVICE_SLOTS as u64 * rounded);
         let device_arena = DeviceArena::new(device, &budget, "tiles", on_device, Carving::Together)?;
         let user = Stream::new(device, Priority::Normal)?;
-        let region = || -> Result<_> { Ok(Slot::new(DeviceRegion::new(device_arena.carve(tile)?, &user)?)) };
+        let region = || -> Result<_> { Ok(Slot::new(DeviceRegion::new(device_arena.carve(tile)?, &user))) };
         let slots = (0..DEVICE_SLOTS).map(|_| region()).collect::<Result<_>>()?;
         let mut copier = Copier::new(device)?;
         copier.pin(&arena)?;
         let options = ReaderOptions { arenas: vec![arena], ..ReaderOptions::default() };
         let reader = Reader::open(&[path.to_owned()], IoMode::Auto, options)?;
         let (count, flying) = (size / tile as u64, VecDeque::new());
-        Ok(Self { path, count, tile, copier, reader, host, device: slots, flying, arrived: 0, user })
+        Ok(Self {
+            path,
+            count,
+            tile,
+            copier,
+            reader,
+            host,
+            device: slots,
+            flying,
+            arrived: 0,
+            user,
+            events: Events::default(),
+        })
     }
 
     /// Bytes per second that arrive on the device, by the host's clock, between two arrivals.
@@ -148,7 +162,9 @@ impl<'a> Pipeline<'a> {
         }
         if let Some(slot) = self.flying.pop_front() {
             slot.memory().acquire()?;
-            slot.memory().release()?;
+            if let Some(used) = slot.memory().release(&mut self.events)? {
+                self.events.give(used);
+            }
             self.device.push(slot.release());
             self.arrived += 1;
         }

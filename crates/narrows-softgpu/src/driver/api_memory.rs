@@ -75,15 +75,18 @@ extern "C" fn cuMemFree_v2(address: u64) -> u32 {
     )
 }
 
-fn pin(state: &mut State, address: usize, bytes: usize, owned: bool) {
-    state.pinned.insert(address, Pinned { bytes, owned });
+fn pin(state: &mut State, device: usize, address: usize, bytes: usize, owned: bool) -> Outcome {
+    state.charge(device, State::page_tables(bytes))?;
+    state.pinned.insert(address, Pinned { bytes, owned, device });
     state.pinned_bytes += bytes as u64;
     state.peak_pinned = state.peak_pinned.max(state.pinned_bytes);
+    Ok(())
 }
 
 fn unpin(state: &mut State, address: usize) {
     if let Some(pinned) = state.pinned.remove(&address) {
         state.pinned_bytes -= pinned.bytes as u64;
+        state.refund(pinned.device, State::page_tables(pinned.bytes));
         state.history.forget(address, address + pinned.bytes);
     }
 }
@@ -98,13 +101,13 @@ fn may_pin(state: &State, bytes: usize, otherwise: Code) -> Outcome {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, flags: c_uint) -> u32 {
     call(|state| {
-        current_device(state)?;
+        let device = current_device(state)?;
         if bytes == 0 || to.is_null() || flags > 7 {
             return Err(Code::INVALID_VALUE);
         }
         may_pin(state, bytes, Code::OUT_OF_MEMORY)?;
         let address = super::memory::reserve(bytes).ok_or(Code::OUT_OF_MEMORY)?;
-        pin(state, address, bytes, true);
+        pin(state, device, address, bytes, true)?;
         // SAFETY: as the driver API asks of its callers.
         unsafe { put(to, address as *mut c_void) }
     })
@@ -147,7 +150,7 @@ extern "C" fn cuMemFreeHost(address: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint) -> u32 {
     call(|state| {
-        current_device(state)?;
+        let device = current_device(state)?;
         if bytes == 0 || address.is_null() || flags > 15 {
             return Err(Code::INVALID_VALUE);
         }
@@ -157,8 +160,7 @@ extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_
         if overlaps.is_some_and(|(at, pinned)| at + pinned.bytes > start) {
             return Err(Code::HOST_MEMORY_ALREADY_REGISTERED);
         }
-        pin(state, start, bytes, false);
-        Ok(())
+        pin(state, device, start, bytes, false)
     })
 }
 

@@ -10,14 +10,22 @@ use super::queue::{Captured, Event, Goal, Stream, Work};
 use super::state::State;
 use super::{PROGRESS, call, call_until, lock};
 
+/// Device memory that a stream takes. A driver takes some, and keeps it for the next stream when one has gone.
+const STREAM_BYTES: u64 = 64 << 10;
+
 /// Flag of an event: it measures no time.
 const DISABLE_TIMING: u32 = 2;
 
 unsafe fn create(to: *mut *mut c_void, flags: c_uint, priority: c_int) -> u32 {
     call(|state| {
-        current_device(state)?;
+        let device = current_device(state)?;
         if flags > 1 {
             return Err(Code::INVALID_VALUE);
+        }
+        let live = state.streams.iter().filter(|stream| !stream.destroyed).count();
+        if live > state.devices[device].streams {
+            state.charge(device, STREAM_BYTES)?;
+            state.devices[device].streams = live;
         }
         let handle = state.handle();
         let mut stream = Stream::new(handle);
@@ -144,6 +152,10 @@ extern "C" fn cuEventRecord(handle: *mut c_void, stream: *mut c_void) -> u32 {
     call(|state| {
         event(state, handle)?;
         let stream = state.stream(stream)?;
+        state.records += 1;
+        if state.config.fail_record == Some(state.records) {
+            return Err(Code::OUT_OF_MEMORY);
+        }
         let captured = state.enqueue(stream, Work::Marker, String::from("event"));
         if let Some(event) = state.events.get_mut(&(handle as u64)) {
             event.captured = Some(captured);

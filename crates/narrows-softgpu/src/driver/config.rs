@@ -21,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) driver: i32,
     pub(crate) fail_launch: Option<u64>,
     pub(crate) fail_copy: Option<u64>,
+    pub(crate) fail_record: Option<u64>,
     pub(crate) fail_pinned: Option<u64>,
     pub(crate) steal: Option<(u64, u64)>,
 }
@@ -55,6 +56,7 @@ impl Config {
             .unwrap_or(13000),
             fail_launch: read("FAIL_LAUNCH", "expected the number of a launch", parse_ordinal)?,
             fail_copy: read("FAIL_COPY", "expected the number of a copy", parse_ordinal)?,
+            fail_record: read("FAIL_RECORD", "expected the number of a record", parse_ordinal)?,
             fail_pinned: read("FAIL_PINNED", size, parse_size)?,
             steal: read("STEAL", "expected BYTES@N", |text| {
                 let (bytes, after) = text.split_once('@')?;

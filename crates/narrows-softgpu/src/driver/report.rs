@@ -76,6 +76,7 @@ pub(crate) fn write(state: &mut State) {
             "driver_version": config.driver,
             "fail_launch": config.fail_launch,
             "fail_copy": config.fail_copy,
+            "fail_record": config.fail_record,
             "fail_pinned": config.fail_pinned,
             "steal": config.steal.map(|(bytes, after)| json!({ "bytes": bytes, "after": after })),
         },

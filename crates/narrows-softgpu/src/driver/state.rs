@@ -26,6 +26,8 @@ pub(crate) struct Device {
     pub(crate) peak: u64,
     pub(crate) stolen: u64,
     pub(crate) retained: u32,
+    /// The most streams there were at a time, whose memory the driver keeps.
+    pub(crate) streams: usize,
 }
 
 /// A range of page-locked host memory.
@@ -33,6 +35,8 @@ pub(crate) struct Device {
 pub(crate) struct Pinned {
     pub(crate) bytes: usize,
     pub(crate) owned: bool,
+    /// The device whose memory holds its page tables.
+    pub(crate) device: usize,
 }
 
 /// A function as a module hands it out.
@@ -75,6 +79,7 @@ pub(crate) struct State {
     /// Of 256: how likely an operation runs as soon as it is enqueued.
     pub(crate) eagerness: u64,
     pub(crate) copies: u64,
+    pub(crate) records: u64,
     pub(crate) launches: u64,
     pub(crate) host_functions: u64,
     pub(crate) statistics: Statistics,
@@ -153,6 +158,7 @@ impl State {
             random,
             eagerness,
             copies: 0,
+            records: 0,
             launches: 0,
             host_functions: 0,
             statistics: Statistics::default(),
@@ -186,6 +192,12 @@ impl State {
     pub(crate) fn refund(&mut self, device: usize, bytes: u64) {
         let device = &mut self.devices[device];
         device.used = device.used.saturating_sub(bytes);
+    }
+
+    /// Device memory that page-locked memory takes for its page tables: eight bytes for each page of 4 KiB, as an H200
+    /// does.
+    pub(crate) fn page_tables(bytes: usize) -> u64 {
+        8 * bytes.div_ceil(4096) as u64
     }
 
     /// Device memory as the capacity counts it.

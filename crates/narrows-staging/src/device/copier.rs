@@ -2,14 +2,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::result;
 
 use super::error::Doing as _;
 use super::host::Pinned;
-use super::{Device, DeviceError, DeviceSlice, Event, Priority, Stream};
+use super::{Clock, Device, DeviceError, DeviceSlice, Event, Events, Priority, Stream};
 use crate::{Arena, Error, Filling, Free, InUse, Memory, Ready, Slot};
 
 /// A range of device memory that tiles are copied to by one stream and used by another.
@@ -18,19 +18,18 @@ pub struct DeviceRegion(Box<Region>);
 struct Region {
     slice: DeviceSlice,
     user: Stream,
-    filled: Event,
-    used: Event,
+    /// The last copy, until it has been waited for; the copier's.
+    filled: Mutex<Option<Arc<Event>>>,
+    /// The end of the last use, until a copy has waited for it.
+    used: Mutex<Option<Arc<Event>>>,
 }
 
 impl DeviceRegion {
     /// Makes a slot's memory of `slice`, which work on the stream `user` will use.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn new(slice: DeviceSlice, user: &Stream) -> Result<Self, DeviceError> {
-        let device = user.device();
-        let (filled, used) = (Event::new(device)?, Event::new(device)?);
-        Ok(Self(Box::new(Region { slice, user: user.clone(), filled, used })))
+    #[must_use]
+    pub fn new(slice: DeviceSlice, user: &Stream) -> Self {
+        let (filled, used) = (Mutex::default(), Mutex::default());
+        Self(Box::new(Region { slice, user: user.clone(), filled, used }))
     }
 
     /// The memory.
@@ -46,21 +45,32 @@ impl Memory for DeviceRegion {
     }
 
     fn acquire(&self) -> Result<(), Error> {
-        Ok(self.0.user.wait(&self.0.filled)?)
+        let mut filled = held(&self.0.filled);
+        if let Some(event) = filled.as_ref() {
+            self.0.user.wait(event)?;
+        }
+        // What is queued on that stream from here on comes after the copy.
+        *filled = None;
+        Ok(())
     }
 
-    fn release(&self) -> Result<(), Error> {
-        Ok(self.0.used.record(&self.0.user)?)
-    }
-
-    fn mark(&self, recycled: Option<Event>) -> Result<Option<Event>, Error> {
-        let event = match recycled {
-            Some(event) => event,
-            None => Event::timed(self.0.user.device())?,
-        };
+    fn mark(&self, spare: &mut Events) -> Result<Option<Arc<Event>>, Error> {
+        let event = spare.take(|| Event::timed(self.0.user.device()))?;
         event.record(&self.0.user)?;
         Ok(Some(event))
     }
+
+    fn release(&self, spare: &mut Events) -> Result<Option<Arc<Event>>, Error> {
+        // Given up first, so that it is free to be taken.
+        *held(&self.0.used) = None;
+        let event = self.mark(spare)?;
+        held(&self.0.used).clone_from(&event);
+        Ok(event)
+    }
+}
+
+fn held(event: &Mutex<Option<Arc<Event>>>) -> MutexGuard<'_, Option<Arc<Event>>> {
+    event.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for DeviceRegion {
@@ -105,8 +115,13 @@ pub struct Copied {
 pub struct Copier {
     stream: Stream,
     made: Arc<Event>,
+    clock: Clock,
+    /// When the last copy that was waited for was done.
+    last: Duration,
     flying: VecDeque<Flying>,
-    clocks: Vec<Clock>,
+    /// What threads wait for: the ends of copies.
+    ends: Events,
+    starts: Events,
     // After the copies in flight, which `drop` waits for.
     pinned: Vec<Pinned>,
 }
@@ -114,12 +129,9 @@ pub struct Copier {
 struct Flying {
     source: Source,
     tag: u64,
-    clock: Clock,
-}
-
-struct Clock {
-    start: Event,
-    end: Event,
+    /// None where the copy begins as the one before it ends.
+    start: Option<Arc<Event>>,
+    end: Arc<Event>,
 }
 
 impl Copier {
@@ -132,7 +144,16 @@ impl Copier {
         let made = Event::timed(device)?;
         made.record(&stream)?;
         let made = Arc::new(made);
-        Ok(Self { stream, made, flying: VecDeque::new(), clocks: Vec::new(), pinned: Vec::new() })
+        Ok(Self {
+            stream,
+            clock: Clock::new(made.clone()),
+            made,
+            last: Duration::ZERO,
+            flying: VecDeque::new(),
+            ends: Events::default(),
+            starts: Events::default(),
+            pinned: Vec::new(),
+        })
     }
 
     /// Pins an arena, so that the device reads it by itself and at the speed of the link. Without, copies from
@@ -167,25 +188,38 @@ impl Copier {
     fn queue(&mut self, source: Source, tag: u64, to: &DeviceRegion) -> Result<(), DeviceError> {
         let bytes = source.bytes();
         let target = to.0.slice.slice(0..bytes.len())?;
-        let clock = match self.clocks.pop() {
-            Some(clock) => clock,
-            None => {
-                let device = self.stream.device();
-                Clock { start: Event::timed(device)?, end: Event::timed(device)? }
+        let device = self.stream.device().clone();
+        // Between two copies that keep the link busy there is one event and nothing else: each wait and each record
+        // more costs the link microseconds. So a use that has ended is not waited for, and a copy behind another begins
+        // when that one ends.
+        let used = held(&to.0.used).clone();
+        let waits = match &used {
+            Some(used) if !used.happened()? => {
+                self.stream.wait(used)?;
+                true
+            }
+            _ => false,
+        };
+        let behind = match self.flying.back() {
+            Some(last) if !waits => !last.end.happened()?,
+            _ => false,
+        };
+        let start = match behind {
+            true => None,
+            false => {
+                let start = self.starts.take(|| Event::timed(&device))?;
+                start.record(&self.stream)?;
+                Some(start)
             }
         };
-        self.stream.wait(&to.0.used)?;
-        clock.start.record(&self.stream)?;
-        self.stream.device().bind()?;
+        let end = self.ends.take(|| Event::waited_for(&device))?;
+        device.bind()?;
         // SAFETY: `target` is as long as `bytes`. The host's slot is kept in `flying`, where nobody writes to it,
         // until the copy is done; and the copier waits for that before it goes.
         let queued =
             unsafe { result::memcpy_htod_async(target.address(), bytes, self.stream.raw().cu_stream()) };
-        let recorded = queued
-            .doing("copying to the device")
-            .and_then(|()| clock.end.record(&self.stream))
-            .and_then(|()| to.0.filled.record(&self.stream));
-        let flying = Flying { source, tag, clock };
+        let recorded = queued.doing("copying to the device").and_then(|()| end.record(&self.stream));
+        let flying = Flying { source, tag, start, end: end.clone() };
         if let Err(error) = recorded {
             // The copy may be under way, and no event says when it is done: neither slot may be used before.
             if self.stream.synchronize().is_err() {
@@ -193,6 +227,8 @@ impl Copier {
             }
             return Err(error);
         }
+        *held(&to.0.used) = None;
+        *held(&to.0.filled) = Some(end);
         self.flying.push_back(flying);
         Ok(())
     }
@@ -215,14 +251,19 @@ impl Copier {
     /// What the driver says, also of kernels that failed meanwhile. The slot is lost then, and its memory is never
     /// freed, as the device may still read it.
     pub fn wait(&mut self) -> Result<Option<Copied>, DeviceError> {
-        let Some(Flying { source, tag, clock }) = self.flying.pop_front() else { return Ok(None) };
-        if let Err(error) = clock.end.synchronize() {
+        let Some(Flying { source, tag, start, end }) = self.flying.pop_front() else { return Ok(None) };
+        if let Err(error) = end.synchronize() {
             mem::forget(source);
             return Err(error);
         }
-        let time = self.made.until(&clock.start)?..self.made.until(&clock.end)?;
-        self.clocks.push(clock);
-        Ok(Some(Copied { source, tag, time }))
+        let began = match &start {
+            Some(start) => self.clock.at(start)?,
+            None => self.last,
+        };
+        self.last = self.clock.at(&end)?.max(began);
+        start.into_iter().for_each(|start| self.starts.give(start));
+        self.ends.give(end);
+        Ok(Some(Copied { source, tag, time: began..self.last }))
     }
 }
 

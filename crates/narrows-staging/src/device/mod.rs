@@ -6,6 +6,7 @@
 
 mod copier;
 mod error;
+mod event;
 mod host;
 mod memory;
 mod pool;
@@ -21,10 +22,11 @@ use narrows_bytes::Bytes;
 pub use copier::{Copied, Copier, DeviceRegion, Source};
 pub use error::DeviceError;
 use error::Doing as _;
+pub use event::{Clock, Event, Events};
 pub use host::{HostKind, HostMemory};
 pub use memory::{Carving, DeviceArena, DeviceSlice};
 pub use pool::{DevicePool, Pooled};
-pub use stream::{Event, Priority, Stream};
+pub use stream::{Priority, Stream};
 pub use transfer::{Lane, Transfer, Transfers};
 
 /// What ranges of device memory start at a multiple of: what the driver aligns its own allocations to, and

@@ -1,11 +1,10 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use cudarc::driver::{CudaEvent, CudaStream, result, sys};
+use cudarc::driver::{CudaStream, result};
 
 use super::error::Doing as _;
-use super::{Device, DeviceError, DeviceSlice};
+use super::{Device, DeviceError, DeviceSlice, Event};
 
 /// Which of two streams goes first where both could.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub fn wait(&self, event: &Event) -> Result<(), DeviceError> {
-        self.stream.wait(&event.0).doing("waiting for another stream")
+        self.stream.wait(event.raw()).doing("waiting for another stream")
     }
 
     /// Blocks until everything queued so far is done.
@@ -143,66 +142,4 @@ impl fmt::Debug for Stream {
 
 pub(super) fn same_length(what: &'static str, found: usize, expected: usize) -> Result<(), DeviceError> {
     if found == expected { Ok(()) } else { Err(DeviceError::Length { what, found, expected }) }
-}
-
-/// A point in a stream. Recorded again and again; a wait means the last record before it.
-pub struct Event(CudaEvent);
-
-impl Event {
-    /// Makes an event that costs least: no times.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn new(device: &Device) -> Result<Self, DeviceError> {
-        Ok(Self(device.context().new_event(None).doing("making an event")?))
-    }
-
-    /// Makes an event that knows when it happened.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn timed(device: &Device) -> Result<Self, DeviceError> {
-        // With times unless told otherwise; and whoever waits for it sleeps.
-        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
-        Ok(Self(device.context().new_event(Some(flags)).doing("making an event")?))
-    }
-
-    /// Puts the event behind what is queued on `stream`.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
-        self.0.record(&stream.stream).doing("recording an event")
-    }
-
-    /// Whether it has happened.
-    ///
-    /// # Errors
-    /// What the driver says, also of kernels and copies that failed since.
-    pub fn happened(&self) -> Result<bool, DeviceError> {
-        self.0.try_is_complete().doing("asking for an event")
-    }
-
-    /// Blocks until it has happened.
-    ///
-    /// # Errors
-    /// As [`Event::happened`].
-    pub fn synchronize(&self) -> Result<(), DeviceError> {
-        self.0.synchronize().doing("waiting for an event")
-    }
-
-    /// The device's time from `self` to `later`, both [timed](Event::timed) and both happened.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn until(&self, later: &Self) -> Result<Duration, DeviceError> {
-        let milliseconds = self.0.elapsed_ms(&later.0).doing("asking for a time")?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
-    }
-}
-
-impl fmt::Debug for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Event")
-    }
 }

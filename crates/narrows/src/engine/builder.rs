@@ -316,8 +316,8 @@ impl EngineBuilder {
         let decoder = match (&self.device, &plan.device) {
             (Some(device), Some(on_device)) => {
                 let host = Host { stream, arena };
-                let (decoder, context) = self.on_device(&model, &plan, device, on_device, host, options())?;
-                reserved.push(context);
+                let (decoder, taken) = self.on_device(&model, &plan, device, on_device, host, options())?;
+                reserved.extend(taken);
                 Compute::Cuda(Box::new(decoder))
             }
             _ => {
@@ -351,7 +351,7 @@ impl EngineBuilder {
         })
     }
 
-    /// The decoder on a device, and what the context takes of the device's budget.
+    /// The decoder on a device, and what context and page tables take of the device's budget.
     fn on_device(
         &self,
         model: &Model,
@@ -360,11 +360,13 @@ impl EngineBuilder {
         on_device: &DevicePlan,
         host: Host,
         options: StreamOptions,
-    ) -> Result<(Decoder<CudaBackend>, Reservation)> {
+    ) -> Result<(Decoder<CudaBackend>, [Reservation; 2])> {
         let a = model.architecture().clone();
         let vram = Budget::new(on_device.budget);
         let context = vram.reserve("CUDA context", device.reserved_bytes())?;
-        let rest = on_device.stream.total().saturating_sub(device.reserved_bytes());
+        let page_tables = vram.reserve("page tables", on_device.page_tables)?;
+        let taken = device.reserved_bytes() + on_device.page_tables;
+        let rest = on_device.stream.total().saturating_sub(taken);
         let arena = DeviceArena::new(device.raw(), &vram, "weights and steps", rest, self.carving)?;
         let compute = DeviceStream::new(device.raw(), Priority::Normal)?;
         let mut backend = CudaBackend::new(
@@ -375,11 +377,11 @@ impl EngineBuilder {
             (self.kv(), plan.kv),
             plan::limits(plan.workload),
         )?;
-        let carve = |bytes: Bytes| Ok(DeviceRegion::new(arena.carve(bytes.get() as usize)?, &compute)?);
+        let carve = |bytes: Bytes| Ok(DeviceRegion::new(arena.carve(bytes.get() as usize)?, &compute));
         let upload = Upload::new(host.stream, &host.arena, Copier::new(device.raw())?);
         let stream = Stream::start_on_device(&on_device.stream, carve, upload, options)?;
         let weights = Weights::new(model, Arc::clone(&plan.tiling), stream, &mut backend)?;
-        Ok((Decoder::new(a, weights, backend), context))
+        Ok((Decoder::new(a, weights, backend), [context, page_tables]))
     }
 
     /// Threads that compute on the CPU.

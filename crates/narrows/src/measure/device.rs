@@ -51,7 +51,7 @@ pub(super) fn speeds(
         Ok::<_, Error>(0..len)
     });
     let source = Arc::new(filled.map_err(|(error, _)| error)?.take());
-    let mut slot = Slot::new(DeviceRegion::new(arena.carve(len)?, &compute)?);
+    let mut slot = Slot::new(DeviceRegion::new(arena.carve(len)?, &compute));
     let mut link = Vec::new();
     for _ in 0..3 {
         let ready = copier.copy(Source::Staying(source.clone()), slot.fill(0)).map_err(|(error, _)| error)?;
