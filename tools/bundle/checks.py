@@ -521,5 +521,6 @@ def report(r):
     return '\n'.join(text)
 
 
-if sys.argv[1:] == ['--torch']: torch_stick()
-else: sys.exit(Bundle(sys.argv[1] if len(sys.argv) > 1 else 'out').all())
+if __name__ == '__main__':
+    if sys.argv[1:] == ['--torch']: torch_stick()
+    else: sys.exit(Bundle(sys.argv[1] if len(sys.argv) > 1 else 'out').all())
