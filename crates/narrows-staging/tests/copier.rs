@@ -3,7 +3,7 @@
 
 use narrows_softgpu::{SoftGpu, skip_or_fail};
 use narrows_staging::device::{
-    Carving, Copied, Copier, Device, DeviceArena, DeviceRegion, Events, Priority, Source, Stream,
+    Carving, Copied, Copier, Device, DeviceArena, DeviceRegion, Event, Events, Priority, Source, Stream,
 };
 use narrows_staging::{Arena, ArenaOptions, Budget, Bytes, Free, InUse, Memory as _, Slot};
 
@@ -147,4 +147,20 @@ fn a_copy_whose_event_fails_gives_its_slot_back_after_it() {
     setup.user.download(&copied.memory().slice().slice(0..1 << 20).unwrap(), &mut found).unwrap();
     assert!(found.iter().all(|byte| *byte == 9));
     assert!(setup.device.is_software());
+}
+
+/// A thread that has called nothing of the driver yet asks for an event.
+#[test]
+fn any_thread_asks_for_an_event() {
+    if !SoftGpu::inside() {
+        if skip_or_fail() {
+            SoftGpu::new().unwrap().rerun("any_thread_asks_for_an_event").unwrap().assert_clean();
+        }
+        return;
+    }
+    let setup = Setup::new();
+    let event = Event::timed(&setup.device).unwrap();
+    event.record(&setup.user).unwrap();
+    setup.user.synchronize().unwrap();
+    assert!(std::thread::spawn(move || event.happened()).join().unwrap().unwrap());
 }

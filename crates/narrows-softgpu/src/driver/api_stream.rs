@@ -166,9 +166,12 @@ extern "C" fn cuEventRecord(handle: *mut c_void, stream: *mut c_void) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuEventQuery(handle: *mut c_void) -> u32 {
-    call(|state| match event(state, handle)?.captured.clone() {
-        Some(target) => state.poll(&target),
-        None => Ok(()),
+    call(|state| {
+        current_device(state)?;
+        match event(state, handle)?.captured.clone() {
+            Some(target) => state.poll(&target),
+            None => Ok(()),
+        }
     })
 }
 
