@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
-use narrows_cpu::Cpu;
+use narrows_cpu::{Cpu, Isa};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{Carving, Copier, DeviceArena, DeviceRegion, Priority, Stream as DeviceStream};
 use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions, Reservation};
@@ -30,6 +30,7 @@ use crate::weights::Weights;
 #[must_use]
 pub struct EngineBuilder {
     threads: Option<NonZeroUsize>,
+    isa: Option<Isa>,
     chunk: Option<NonZeroUsize>,
     kv_encoding: Option<Encoding>,
     context: Context,
@@ -59,6 +60,7 @@ impl Default for EngineBuilder {
     fn default() -> Self {
         Self {
             threads: None,
+            isa: None,
             chunk: None,
             kv_encoding: None,
             context: Context::Auto,
@@ -85,6 +87,12 @@ impl EngineBuilder {
     /// Threads that compute; all that the machine has if not set.
     pub fn threads(mut self, threads: impl Into<Option<NonZeroUsize>>) -> Self {
         self.threads = threads.into();
+        self
+    }
+
+    /// The instruction set that computes on the CPU; the fastest that the machine has if not set.
+    pub fn isa(mut self, isa: impl Into<Option<Isa>>) -> Self {
+        self.isa = isa.into();
         self
     }
 
@@ -392,7 +400,7 @@ impl EngineBuilder {
     }
 
     fn cpu(&self) -> Result<Cpu> {
-        Ok(Cpu::new(self.thread_count())?)
+        Ok(Cpu::with_isa(self.thread_count(), self.isa.unwrap_or_else(Isa::best))?)
     }
 }
 
