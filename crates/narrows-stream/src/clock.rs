@@ -2,12 +2,17 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use narrows_staging::device::{Clock, Event, Events};
 
 use crate::{Bytes, StageStats, TileId};
+
+/// Counters stay true even if a thread that held them panicked.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Adds up spans of a device's time.
 #[derive(Debug, Default)]
@@ -31,6 +36,14 @@ impl DeviceMeter {
         let (busy, bytes) = (self.busy, self.bytes);
         StageStats { bytes, moved: bytes, busy, stall: wall.saturating_sub(busy), wall }
     }
+}
+
+/// What went over the link.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    pub(crate) meter: DeviceMeter,
+    /// How long pinning took, or why memory is not pinned.
+    pub(crate) pinned: Option<Result<Duration, String>>,
 }
 
 /// The use of a tile that was asked for.

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use narrows_staging::{InUse, Memory, Region, Slot};
 
-use crate::clock::Use;
-use crate::shared::lock;
+use crate::clock::{Use, lock};
 use crate::stream::Stream;
 use crate::trace::{Event, Stage};
 use crate::{Error, Group, Place, TileId};

@@ -2,13 +2,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::clock::Uses;
+use crate::clock::{Link, Uses, lock};
 use crate::stats::{DemandStats, Meter};
 use crate::trace::{Event, Stage, Trace};
-use crate::upload::Link;
 use crate::{Bytes, Describe, Stats};
 
 pub(crate) struct Shared {
@@ -53,11 +52,6 @@ impl Shared {
             trace.record(event);
         }
     }
-}
-
-/// Counters stay true even if a thread that held them panicked.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks at a stream from outside: from another thread, in the middle of a pass, after its end.

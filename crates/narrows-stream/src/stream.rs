@@ -10,10 +10,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use narrows_staging::device::{DeviceRegion, Events, Source};
 use narrows_staging::{Arena, Free, InUse, Memory, Region, Slot};
 
+use crate::clock::lock;
 use crate::demand::Demands;
 use crate::pass::Pass;
 use crate::reader::{Delivery, Home, Purpose, Reader, Request, Seat, State, Walked};
-use crate::shared::{Feed, Shared, lock};
+use crate::shared::{Feed, Shared};
 use crate::{Bytes, Error, Monitor, Place, Plan, Stats, TileId, TileSource, Trace, Upload, Waker};
 
 /// Says what a tile is, for errors and traces: `model.layers.3.mlp.up_proj.weight in model-00001.safetensors`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use narrows_staging::{Budget, Reservation};
 use serde_json::{Value, json};
 
-use crate::shared::lock;
+use crate::clock::lock;
 use crate::{Bytes, Error, TileId};
 
 /// The rows of the trace: computing, below it the link to a device, and below that the disk with a lane for each

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use narrows_staging::device::{Copied, Copier, DeviceRegion, Source};
 use narrows_staging::{Arena, Filling, Free, Slot};
 
-use crate::clock::{DeviceMeter, Uses};
-use crate::shared::{Shared, lock};
+use crate::clock::{Link, Uses, lock};
+use crate::shared::Shared;
 use crate::trace::{Event, Stage};
 use crate::{Bytes, Completed, SourceError, Stream, TileId, TileSource};
 
@@ -24,14 +24,6 @@ pub struct Upload {
     /// The tiles of the copies in flight.
     flying: VecDeque<TileId>,
     link: Arc<Mutex<Link>>,
-}
-
-/// What went over the link.
-#[derive(Debug, Default)]
-pub(crate) struct Link {
-    pub(crate) meter: DeviceMeter,
-    /// How long pinning took, or why memory is not pinned.
-    pub(crate) pinned: Option<Result<Duration, String>>,
 }
 
 impl Upload {
