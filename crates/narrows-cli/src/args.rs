@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::parse::{context, device, encoding, ram, size, threads};
+use self::parse::{context, device, encoding, ram, rate, size, threads};
 
 /// Runs language models that are bigger than the machine's memory.
 #[derive(Debug, Parser)]
@@ -253,7 +253,13 @@ pub(crate) struct SamplingArgs {
     after_help = "MODEL may also be the name of a shape that `narrows synth` knows, such as llama-70b: the plan \
                         says what that model would do on this machine before anything is downloaded. There is no \
                         disk to look at then, unless --speeds measured asks for a file of 256 MiB that is made in \
-                        --path, read for a second, and gone."
+                        --path, read for a second, and gone.\n\n\
+                        With --vram SIZE and no GPU on this machine, or with one of --assume-context, \
+                        --assume-link and --assume-bandwidth, the plan is for a GPU with SIZE of memory that is not \
+                        here; what it assumes is marked as assumed.\n\n\
+                        Examples:\n  \
+                        narrows plan llama-70b --ram 16G --vram 4G     on a laptop with a GPU of 4 GiB\n  \
+                        narrows plan llama-70b --vram 24G --assume-link 25G --assume-bandwidth 1T"
 )]
 pub(crate) struct Plan {
     #[command(flatten)]
@@ -264,6 +270,26 @@ pub(crate) struct Plan {
     /// Where the model would lie, whose disk the plan is for [default: where it lies, else the current directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) assume: Assume,
+}
+
+/// A machine that is not this one. Rates are in bytes per second, of which `G` is 10^9 and `T` 10^12.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Assume {
+    /// What the driver and the kernels take of a GPU's memory [default: 512M; an H200 takes 528M].
+    #[arg(long = "assume-context", value_name = "SIZE", value_parser = size, help_heading = "Assumptions")]
+    pub(crate) context: Option<narrows::Bytes>,
+    /// How fast pinned memory is copied to a GPU, in bytes per second (`G` is 10^9) [default: 12G, as 8 lanes of PCIe 4.0
+    /// or 16 of 3.0 do; 16 lanes of 4.0 do 25G, of 5.0 55G].
+    #[arg(long = "assume-link", value_name = "RATE", value_parser = rate, help_heading = "Assumptions")]
+    pub(crate) link: Option<f64>,
+    /// How fast a GPU reads its own memory [default: 200G, a laptop's; an H200 does 4.6T].
+    #[arg(long = "assume-bandwidth", value_name = "RATE", value_parser = rate, help_heading = "Assumptions")]
+    pub(crate) bandwidth: Option<f64>,
+    /// How fast weights are read from disk [default: as --speeds says].
+    #[arg(long = "assume-disk", value_name = "RATE", value_parser = rate, help_heading = "Assumptions")]
+    pub(crate) disk: Option<f64>,
 }
 
 #[derive(Args, Debug)]

@@ -40,8 +40,12 @@ pub(crate) enum Failure {
     DoesNotFit { needed: Bytes, available: Bytes },
     #[error("{0}")]
     Device(String),
+    /// Memory of a device was named, by its size or otherwise, and there is no device.
     #[error("--vram: no GPU computes here: {why}")]
-    NoDevice { why: String },
+    NoDevice { why: String, vram: Option<Bytes> },
+    /// A plan for memory of a device that is named and not here.
+    #[error("{0}")]
+    NamedDevice(narrows::Error),
     #[error("interrupted")]
     Interrupted { code: u8 },
     /// Whoever read the output has gone: nobody is left to tell.
@@ -61,6 +65,15 @@ fn first_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let line = text.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+/// A size as a flag takes it.
+fn exactly(size: Bytes) -> String {
+    match size.get() {
+        n if n % (1 << 30) == 0 => format!("{}G", n >> 30),
+        n if n % (1 << 20) == 0 => format!("{}M", n >> 20),
+        n => n.to_string(),
+    }
 }
 
 /// What to do instead of a command that programs of this kind have and this one does not.
@@ -149,7 +162,7 @@ impl Failure {
             Self::NotAModel { .. } => 4,
             Self::Tuned { .. } => 5,
             Self::DoesNotFit { .. } => 5,
-            Self::Device(_) | Self::NoDevice { .. } => 6,
+            Self::Device(_) | Self::NoDevice { .. } | Self::NamedDevice(_) => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
             Self::Interrupted { code } => *code,
             Self::StdoutClosed => 0,
@@ -203,7 +216,17 @@ impl Failure {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
             Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
-            Self::NoDevice { .. } => Some("drop --vram to compute on the CPU".to_owned()),
+            Self::NoDevice { vram: Some(size), .. } => Some(format!(
+                "drop --vram to compute on the CPU; `narrows plan MODEL --vram {}` says how a GPU of that size would do",
+                exactly(*size)
+            )),
+            Self::NamedDevice(_) => {
+                Some("without --device the plan is for a GPU of that size, wherever it is".to_owned())
+            }
+            Self::NoDevice { vram: None, .. } => Some(
+                "drop --vram to compute on the CPU; `narrows plan MODEL --vram 4G` says how a GPU of 4 GiB would do"
+                    .to_owned(),
+            ),
             Self::Bench(error) if error.is_memory() => {
                 Some("smaller sizes, or fewer rows, need less".to_owned())
             }

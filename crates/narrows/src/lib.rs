@@ -77,7 +77,7 @@ mod weights;
 pub use architecture::{
     Architecture, ExpertWeight, Experts, LayerWeight, Rope, RopeScaling, Weight, WeightSpec,
 };
-pub use device::{Device, Link};
+pub use device::{AssumedDevice, Device, Link};
 pub use engine::{Context, Engine, EngineBuilder, Feed, ScoreInput};
 pub use error::{Error, Result};
 pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Session, Stats};

@@ -129,6 +129,8 @@ pub struct DevicePlan {
     pub budget: Bytes,
     /// What of it is left for the page tables of the host's memory, which is pinned.
     pub page_tables: Bytes,
+    /// Whether it is no device of this machine: see [`crate::AssumedDevice`].
+    pub assumed: bool,
 }
 
 /// The stage that a pass waits for.
@@ -158,6 +160,7 @@ impl std::fmt::Display for Bound {
 pub(crate) struct DeviceSettings {
     pub(crate) budget: Bytes,
     pub(crate) context: Bytes,
+    pub(crate) assumed: bool,
 }
 
 /// What a plan is made from besides the model.
@@ -326,7 +329,7 @@ fn device_plan(
         .demand(slots, usize::MAX, demanded_per_pass(model, w.sequences))
         .speeds(settings.speeds.link, settings.speeds.compute);
     let stream = narrows_stream::plan(&request).map_err(|error| does_not_fit("VRAM", error))?;
-    Ok(DevicePlan { stream, budget: device.budget, page_tables })
+    Ok(DevicePlan { stream, budget: device.budget, page_tables, assumed: device.assumed })
 }
 
 /// The host's memory for weights, which is pinned and is planned after the device's, has at most so many bytes: all tiles

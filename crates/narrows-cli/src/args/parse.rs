@@ -27,6 +27,23 @@ pub(super) fn size(text: &str) -> Result<narrows::Bytes, String> {
     }
 }
 
+/// Bytes per second: `25G`, `25GB/s`. Units are decimal, as those of speeds are everywhere.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
+    let bad = || "not a rate such as 25G, 25GB/s or 1.5T".to_owned();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+    let (number, unit) = text.split_at(end);
+    let unit = unit.to_ascii_lowercase();
+    let factor = match unit.strip_suffix("/s").unwrap_or(&unit) {
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        _ => return Err(bad()),
+    };
+    let rate = number.parse::<f64>().map_err(|_| bad())? * factor;
+    // Outside of this nothing is; times stay numbers.
+    if (1e3..=1e18).contains(&rate) { Ok(rate) } else { Err(bad()) }
+}
+
 pub(super) fn ram(text: &str) -> Result<Ram, String> {
     if text == "auto" {
         return Ok(Ram::Auto);
@@ -67,5 +84,24 @@ pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
         Ok(n) if n.get() <= MOST_THREADS => Ok(n),
         Ok(_) => Err(format!("more than the {MOST_THREADS} that are allowed")),
         Err(_) => Err("not a number of threads".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_decimal_and_have_a_unit() {
+        for (text, value) in
+            [("25G", 25e9), ("25GB/s", 25e9), ("25gb/s", 25e9), ("1.5T", 1.5e12), ("800MB/s", 8e8)]
+        {
+            assert_eq!(rate(text), Ok(value), "{text}");
+        }
+        for text in
+            ["", "25", "G", "0G", "-1G", "25GiB/s", "1e3G", "inf", "nan", "25 G", "99999999999T", "..G"]
+        {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! One module per command, and what those that compute share.
 
+mod assume;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
@@ -47,7 +48,7 @@ fn on_device(output: &Output, args: &Compute, builder: EngineBuilder) -> Result<
             Ok(device) => Some(device),
             // Who names the device's memory expects a device.
             Err(error) if args.vram.is_some() => {
-                return Err(Failure::NoDevice { why: error.to_string() });
+                return Err(Failure::NoDevice { why: error.to_string(), vram: assume::named(args.vram) });
             }
             Err(_) => None,
         },
@@ -138,9 +139,10 @@ fn start(
     {
         return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });
     }
-    let known = Known::of(&builder, args, &model, &assumed)?;
+    let known = Known::of(&builder, args, &model, &assumed, None)?;
     let builder = builder.speeds(known.speeds);
-    say(output, &plan::line(&model, &builder.plan(&model)?, &known, tokens));
+    let from = if model.is_made() { "from memory" } else { "from disk" };
+    say(output, &plan::line(&model, &builder.plan(&model)?, &known, from, tokens));
     let engine = builder.build(model)?;
     for note in engine.io_notes() {
         say(output, &format!("note: {note}"));

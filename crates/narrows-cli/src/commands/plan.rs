@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::speeds::{Known, source};
-use super::{SCHEMA_VERSION, builder, given, on_device, open_or_shape, tuned};
+use super::{SCHEMA_VERSION, assume, builder, given, open_or_shape, tuned};
 use crate::amounts::{self, count, per_token, seconds};
 use crate::args::{Output, Plan as Args, QuantPart};
 use crate::failure::{Failure, Result};
@@ -66,6 +66,8 @@ struct ExpertsReport {
 
 #[derive(JsonSchema, Serialize)]
 struct DeviceReport<'a> {
+    /// Whether it is a GPU that is not on this machine, or is described by flags.
+    assumed: bool,
     budget_bytes: u64,
     planned_bytes: u64,
     minimum_bytes: u64,
@@ -133,15 +135,19 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         _ => Context::Auto.positions(model.architecture()).min(POSITIONS),
     };
     let workload = Workload::new(1, positions, 1, 1);
-    let builder = on_device(output, &args.compute, builder(&args.compute)?)?.workload(workload);
+    let builder =
+        assume::device(output, &args.compute, &args.assume, builder(&args.compute)?)?.workload(workload);
     let assumed = builder.plan(&model).map_err(|error| tuned(&args.compute, error))?;
+    let disk = args.assume.disk.map(Speed::assumed);
     let known = match described {
-        true => Known::without_files(&builder, &args.compute, &model, &assumed, dir)?,
-        false => Known::of(&builder, &args.compute, &model, &assumed)?,
+        true => Known::without_files(&builder, &args.compute, &model, &assumed, dir, disk)?,
+        false => Known::of(&builder, &args.compute, &model, &assumed, disk)?,
     };
     let speeds = known.speeds;
     let builder = builder.speeds(speeds);
     let plan = builder.plan(&model)?;
+    // Of what a device keeps the host walks nothing.
+    let computed = plan.device.as_ref().map_or(&plan.stream, |device| &device.stream);
     let report = Report {
         schema_version: SCHEMA_VERSION,
         model: model.dir().display().to_string(),
@@ -153,7 +159,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         minimum_bytes: plan.stream.minimum.get(),
         all_resident_at_bytes: plan.stream.all_resident_at.get(),
         resident_bytes: plan.stream.resident.get(),
-        bytes_per_pass: (plan.stream.walked + plan.stream.demanded_per_pass).get(),
+        bytes_per_pass: (computed.walked + computed.demanded_per_pass).get(),
         experts: experts(&model, &plan.stream),
         disk_bytes_per_pass: plan.stream.disk_bytes_per_pass.get(),
         tile_bytes: given(plan.tile),
@@ -164,6 +170,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
         compute: SpeedReport::new(speeds.compute, plan.compute_seconds() - plan.kv_seconds, None),
         attention: SpeedReport::new(speeds.attention, plan.kv_seconds, None),
         device: plan.device.as_ref().map(|device| DeviceReport {
+            assumed: device.assumed,
             budget_bytes: device.budget.get(),
             planned_bytes: device.stream.total().get(),
             minimum_bytes: device.stream.minimum.get(),
@@ -209,8 +216,8 @@ fn staying(plan: &TierPlan) -> String {
     }
 }
 
-/// What to expect, in one line; of `tokens` new ones together, where their number is known.
-pub(super) fn line(model: &Model, plan: &Plan, known: &Known, tokens: usize) -> String {
+/// What to expect, in one line, where weights come `from`; of `tokens` new ones together, where their number is known.
+pub(super) fn line(model: &Model, plan: &Plan, known: &Known, from: &str, tokens: usize) -> String {
     let s = &plan.stream;
     let layers = count(model.architecture().layers, "layer");
     let mut line = format!("plan: {} in {layers}", model.pass_bytes());
@@ -218,9 +225,10 @@ pub(super) fn line(model: &Model, plan: &Plan, known: &Known, tokens: usize) -> 
         let d = &device.stream;
         let share = share(d.resident, d.walked);
         let experts = staying(d);
-        line += &format!(", {share}{experts} on the device; VRAM {} of {}", d.total(), device.budget);
+        let which = if device.assumed { "an assumed" } else { "the" };
+        line += &format!(", {share}{experts} on {which} device; VRAM {} of {}", d.total(), device.budget);
         if !d.all_resident() {
-            line += &format!("; {}", flow(d, "to it"));
+            line += &format!("; {} ({})", flow(d, "to it"), source(known.speeds.link));
         }
     }
     let what = if plan.device.is_some() { " in RAM" } else { " resident" };
@@ -231,7 +239,6 @@ pub(super) fn line(model: &Model, plan: &Plan, known: &Known, tokens: usize) -> 
     line +=
         &format!("; RAM {} of {} and {} for the program", s.total(), plan.budget, narrows::memory::PROGRAM);
     if !s.all_resident() {
-        let from = if model.is_made() { "from memory" } else { "from disk" };
         line += &format!("; {} ({})", flow(s, from), known.disk_source());
     }
     line += &format!("; ~{} (bound by {})", per_token(plan.seconds_per_token()), plan.bound());
@@ -298,7 +305,7 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
             Bytes(report.weight_bytes)
         );
     }
-    let _ = writeln!(t, "{}", line(model, plan, known, 0));
+    let _ = writeln!(t, "{}", line(model, plan, known, "from disk", 0));
     if let Some(experts) = &report.experts {
         let each = format!("{} of a layer for a token, {} each", experts.per_token, Bytes(experts.bytes));
         let _ = writeln!(t, "  {:<24} {:>10} ({each})", "experts", experts.count);
@@ -316,7 +323,7 @@ fn table(model: &Model, plan: &Plan, report: &Report<'_>, known: &Known) -> Stri
     let _ = writeln!(t, "attention: {} at {} positions", speed(&report.attention), report.positions);
     let _ = writeln!(t, "smallest budget: {}", plan.stream.minimum);
     if let Some(device) = &report.device {
-        t += "on the device:\n";
+        t += if device.assumed { "on an assumed device:\n" } else { "on the device:\n" };
         for need in &device.needs {
             let _ = writeln!(t, "  {:<24} {:>10}", need.what, Bytes(need.bytes).to_string());
         }

@@ -27,10 +27,16 @@ pub(super) struct Known {
 impl Known {
     /// As the flag says. A short look at the disk as it is now is nearer to the truth than a careful one
     /// of last week: disks that others use too change by a third between minutes. What is remembered is of the way in
-    /// which weights are read by default.
-    pub(super) fn of(builder: &EngineBuilder, args: &Compute, model: &Model, plan: &Plan) -> Result<Self> {
-        if args.speeds == SpeedsFrom::Assumed {
-            return Ok(Self { speeds: Speeds::default(), disk: None });
+    /// which weights are read by default. What the disk is `assumed` to do, it does.
+    pub(super) fn of(
+        builder: &EngineBuilder,
+        args: &Compute,
+        model: &Model,
+        plan: &Plan,
+        assumed: Option<Speed>,
+    ) -> Result<Self> {
+        if let Some(known) = Self::unmeasured(builder, args, model, plan, assumed)? {
+            return Ok(known);
         }
         let wanted =
             args.speeds == SpeedsFrom::Remembered && args.io == Io::Auto && !plan.stream.all_resident();
@@ -47,9 +53,10 @@ impl Known {
         model: &Model,
         plan: &Plan,
         dir: &Path,
+        assumed: Option<Speed>,
     ) -> Result<Self> {
-        if args.speeds == SpeedsFrom::Assumed {
-            return Ok(Self { speeds: Speeds::default(), disk: None });
+        if let Some(known) = Self::unmeasured(builder, args, model, plan, assumed)? {
+            return Ok(known);
         }
         let figure = if args.speeds == SpeedsFrom::Measured { None } else { remembered(dir) };
         let there = largest_weights(dir);
@@ -61,6 +68,26 @@ impl Known {
             None => Speeds::default().disk,
         };
         Ok(Self { speeds: builder.measure(model, plan, Some(speed))?, disk: figure })
+    }
+
+    /// Where nothing is asked of the disk: all is assumed, or the disk is.
+    fn unmeasured(
+        builder: &EngineBuilder,
+        args: &Compute,
+        model: &Model,
+        plan: &Plan,
+        disk: Option<Speed>,
+    ) -> Result<Option<Self>> {
+        let speeds = match (args.speeds, disk) {
+            (SpeedsFrom::Assumed, _) => {
+                let mut speeds = builder.assumed_speeds();
+                speeds.disk = disk.unwrap_or(speeds.disk);
+                speeds
+            }
+            (_, Some(_)) => builder.measure(model, plan, disk)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { speeds, disk: None }))
     }
 
     /// Where the speed of the disk is from, for people.

@@ -1,5 +1,6 @@
 //! A CUDA device that steps are computed on.
 
+mod assumed;
 mod nvml;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use narrows_kernels::Kernels;
 use narrows_shard::Bytes;
 use narrows_staging::device::{DeviceError, Event, Priority, Stream};
 
+pub use self::assumed::AssumedDevice;
 pub use self::nvml::Link;
 use self::nvml::Managed;
 use crate::error::{Error, Result};
@@ -134,9 +136,7 @@ impl Device {
     /// the driver may round up.
     #[must_use]
     pub fn reserved_bytes(&self) -> Bytes {
-        // Allocations are made of 2 MiB pages on devices that have memory for many of them.
-        const PAGE: Bytes = Bytes::mib(2);
-        if self.total() > Bytes::mib(1024) { self.context_bytes() + PAGE } else { self.context_bytes() }
+        reserved(self.context_bytes(), self.total())
     }
 
     /// What pinning so many bytes of host memory takes of its memory at most: page tables, eight bytes for each page of
@@ -173,6 +173,13 @@ impl Device {
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.0.kernels
     }
+}
+
+/// A context of a device with `total` memory, and what the driver may round up.
+fn reserved(context: Bytes, total: Bytes) -> Bytes {
+    // Allocations are made of 2 MiB pages on devices that have memory for many of them.
+    const PAGE: Bytes = Bytes::mib(2);
+    if total > Bytes::mib(1024) { context + PAGE } else { context }
 }
 
 fn used(

@@ -14,7 +14,7 @@ use crate::architecture::Architecture;
 use crate::backend::{CpuBackend, CudaBackend};
 use crate::compute::Compute;
 use crate::decoder::Decoder;
-use crate::device::Device;
+use crate::device::{AssumedDevice, Device};
 use crate::error::{Error, Result};
 use crate::generation_config::GenerationDefaults;
 use crate::made::MadeSource;
@@ -38,6 +38,8 @@ pub struct EngineBuilder {
     /// The cap where none is set, if the system says how much there is.
     automatic: Option<Bytes>,
     device: Option<Device>,
+    /// Planned for where there is no device.
+    assumed: Option<AssumedDevice>,
     vram: Option<Bytes>,
     carving: Carving,
     io: IoMode,
@@ -47,7 +49,7 @@ pub struct EngineBuilder {
     /// Set by themselves, and then instead of the workload's.
     sequences: Option<usize>,
     positions: Option<usize>,
-    speeds: Speeds,
+    speeds: Option<Speeds>,
     text: Option<Arc<Text>>,
     without_text: bool,
     trace: bool,
@@ -67,6 +69,7 @@ impl Default for EngineBuilder {
             ram: None,
             automatic: memory::automatic(),
             device: None,
+            assumed: None,
             vram: None,
             carving: Carving::Together,
             io: IoMode::Auto,
@@ -75,7 +78,7 @@ impl Default for EngineBuilder {
             workload: Workload { sequences: 1, positions: 512, step_rows: 512, wanted_rows: 1 },
             sequences: None,
             positions: None,
-            speeds: Speeds::default(),
+            speeds: None,
             text: None,
             without_text: false,
             trace: false,
@@ -125,6 +128,13 @@ impl EngineBuilder {
     /// Computes on a device instead of the CPU.
     pub fn device(mut self, device: impl Into<Option<Device>>) -> Self {
         self.device = device.into();
+        self
+    }
+
+    /// Plans for a device that is not on this machine, as if it were; [`EngineBuilder::build`] then refuses. A
+    /// [`EngineBuilder::device`] that is there goes before it.
+    pub fn assume_device(mut self, device: impl Into<Option<AssumedDevice>>) -> Self {
+        self.assumed = device.into();
         self
     }
 
@@ -191,10 +201,25 @@ impl EngineBuilder {
         Workload { sequences, positions, step_rows, wanted_rows: sequences.min(step_rows) }
     }
 
-    /// How fast the machine is, for the plan's prediction; nothing else depends on it.
+    /// How fast the machine is, for the plan's prediction; nothing else depends on it. If not set it is
+    /// [`EngineBuilder::assumed_speeds`].
     pub const fn speeds(mut self, speeds: Speeds) -> Self {
-        self.speeds = speeds;
+        self.speeds = Some(speeds);
         self
+    }
+
+    /// Speeds of which none is measured: those of [`Speeds::default`], and where a device computes those of the assumed
+    /// one, or of a small one.
+    #[must_use]
+    pub fn assumed_speeds(&self) -> Speeds {
+        let device = match (&self.device, self.assumed) {
+            (Some(device), _) => AssumedDevice::new(device.total()),
+            (None, Some(assumed)) => assumed,
+            (None, None) => return Speeds::default(),
+        };
+        let AssumedDevice { link, bandwidth, .. } = device;
+        // Few rows are bound by memory, whatever they read of it.
+        Speeds { link, compute: bandwidth, attention: bandwidth, ..Speeds::default() }
     }
 
     /// A tokenizer that was read already. Without it, one is read when first asked for; the plan has set its memory
@@ -228,7 +253,7 @@ impl EngineBuilder {
     /// [`Error::DoesNotFit`], with the smallest budget that works.
     pub fn plan(&self, model: &Model) -> Result<Plan> {
         let settings = Settings {
-            device: self.device.as_ref().map(|device| self.device_settings(device)).transpose()?,
+            device: self.device_settings()?,
             budget: self.ram.or(self.automatic).unwrap_or(Bytes(u64::MAX)),
             workload: self.planned_workload(model.architecture()),
             kv_encoding: self.kv(),
@@ -236,7 +261,7 @@ impl EngineBuilder {
             slots: self.slots.map(NonZeroUsize::get),
             tile: self.tile,
             trace: if self.trace { Trace::memory(TRACE_EVENTS) } else { Bytes(0) },
-            speeds: self.speeds,
+            speeds: self.speeds.unwrap_or_else(|| self.assumed_speeds()),
         };
         Plan::new(model, &settings)
     }
@@ -250,33 +275,37 @@ impl EngineBuilder {
         }
     }
 
-    fn device_settings(&self, device: &Device) -> Result<DeviceSettings> {
-        let context = device.reserved_bytes();
-        let budget = match self.vram {
-            Some(budget) if budget > device.available() => {
-                return Err(Error::VramBeyondDevice {
-                    budget,
-                    device: device.name().to_owned(),
-                    available: device.available(),
-                });
-            }
-            Some(budget) => budget,
-            None => device.available(),
+    /// What a plan is to know of the device that computes, or that is assumed to.
+    fn device_settings(&self) -> Result<Option<DeviceSettings>> {
+        let (context, available, name) = match (&self.device, &self.assumed) {
+            (Some(device), _) => (device.reserved_bytes(), device.available(), device.name()),
+            (None, Some(assumed)) => (assumed.reserved_bytes(), assumed.memory, "the assumed device"),
+            (None, None) => return Ok(None),
         };
-        Ok(DeviceSettings { budget, context })
+        let budget = self.vram.unwrap_or(available);
+        if budget > available {
+            return Err(Error::VramBeyondDevice { budget, device: name.to_owned(), available });
+        }
+        Ok(Some(DeviceSettings { budget, context, assumed: self.device.is_none() }))
     }
 
     fn kv(&self) -> Encoding {
-        self.kv_encoding.unwrap_or(if self.device.is_some() { Encoding::Bf16 } else { Encoding::F32 })
+        let on_device = self.device.is_some() || self.assumed.is_some();
+        self.kv_encoding.unwrap_or(if on_device { Encoding::Bf16 } else { Encoding::F32 })
     }
 
     /// Measures how fast this machine is, for [`EngineBuilder::speeds`]: reads some of the weights if `plan`
     /// streams any and the speed of the `disk` is not known from before, multiplies with matrices like the model's and
-    /// attends to a cache. Takes about a second and a quarter of the plan's budget.
+    /// attends to a cache. Takes about a second and a quarter of the plan's budget. Of an assumed device nothing can be
+    /// measured: its speeds are assumed.
     ///
     /// # Errors
     /// The weights cannot be read, or threads cannot be started.
     pub fn measure(&self, model: &Model, plan: &Plan, disk: Option<Speed>) -> Result<Speeds> {
+        if self.device.is_none() && self.assumed.is_some() {
+            let disk = measure::disk_speed(model, plan, self.io, disk)?;
+            return Ok(Speeds { disk, ..self.assumed_speeds() });
+        }
         measure::speeds(model, plan, self.io, self.kv(), &self.cpu()?, self.device.as_ref(), disk)
     }
 
@@ -285,6 +314,10 @@ impl EngineBuilder {
     /// # Errors
     /// A file cannot be read, a budget is too small, threads cannot be started, or the device refuses.
     pub fn build(self, model: Model) -> Result<Engine> {
+        if self.device.is_none() && self.assumed.is_some() {
+            let what = "a device that is assumed computes nothing: it is there for plans";
+            return Err(Error::Request(what.to_owned()));
+        }
         let plan = self.plan(&model)?;
         let budget = Budget::new(plan.budget);
         let cpu = self.cpu()?;

@@ -26,14 +26,7 @@ pub(crate) fn speeds(
     device: Option<&Device>,
     known: Option<Speed>,
 ) -> Result<Speeds> {
-    let disk = match known {
-        Some(speed) => speed,
-        None if plan.stream.all_resident() => Speeds::default().disk,
-        None => match model.made()? {
-            Some(made) => disk::memory(&made, plan)?,
-            None => disk::disk(model, plan, io)?,
-        },
-    };
+    let disk = disk_speed(model, plan, io, known)?;
     let pieces = pieces(plan);
     let (link, compute, attention) = match (device, &plan.device) {
         (Some(device), Some(on_device)) => {
@@ -47,6 +40,18 @@ pub(crate) fn speeds(
         }
     };
     Ok(Speeds { disk, compute, attention, link })
+}
+
+/// The speed of the disk, as [`speeds`] has it.
+pub(crate) fn disk_speed(model: &Model, plan: &Plan, io: IoMode, known: Option<Speed>) -> Result<Speed> {
+    match known {
+        Some(speed) => Ok(speed),
+        None if plan.stream.all_resident() => Ok(Speeds::default().disk),
+        None => match model.made()? {
+            Some(made) => disk::memory(&made, plan),
+            None => disk::disk(model, plan, io),
+        },
+    }
 }
 
 /// Rows of a matrix that a pass multiplies with at a time, by their shape.
