@@ -12,6 +12,8 @@ use std::process::{Command, exit};
 use std::sync::Mutex;
 use std::{env, fs, thread};
 
+#[path = "build/resources.rs"]
+mod resources;
 #[path = "build/toolkit.rs"]
 mod toolkit;
 
@@ -22,7 +24,7 @@ const ARCHITECTURES: &[u32] = &[60, 61, 70, 75, 80, 86, 89, 90, 100, 120];
 /// Every variable read here and not in `toolkit`.
 ///
 /// - `NARROWS_REQUIRE_CUDA=1`: no nvcc is an error.
-/// - `NARROWS_CUDA_STRICT=1`: a warning, and a kernel that spills registers, is an error.
+/// - `NARROWS_CUDA_STRICT=1`: a warning, and a kernel that keeps values in memory, is an error.
 /// - `NARROWS_CUDA_ARCHS=75,90`: only these.
 /// - `NARROWS_CUDA_LINEINFO=1`: for profilers. About doubles the images.
 /// - `NARROWS_CUDA_COMPRESS=1`: images of about a fifth of the size, which the driver unpacks when it loads them;
@@ -40,6 +42,7 @@ const VARIABLES: &[&str] = &[
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(kernels_built)");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/resources.rs");
     println!("cargo::rerun-if-changed=build/toolkit.rs");
     println!("cargo::rerun-if-changed=kernels"); // a folder: also notices new files
     for name in toolkit::VARIABLES.iter().chain(VARIABLES) {
@@ -164,25 +167,15 @@ fn compile_all(nvcc: &Path, architectures: &[u32], sources: &[PathBuf], out: &Pa
     });
 }
 
-/// Every kernel is to keep its values in registers: a spill is memory traffic that nobody wrote.
+/// Every kernel is to keep its values in registers: a spill, and an array whose indices are not known when it is
+/// compiled, is memory traffic that no source line asks for.
 fn report_spills(source: &Path, resources: &str, strict: bool) {
-    let mut kernel = "";
-    for line in resources.lines() {
-        if let Some((_, name)) = line.split_once("Compiling entry function ") {
-            kernel = name;
+    for fault in resources::in_memory(resources) {
+        let message = format!("{}: {fault}", source.display());
+        if strict {
+            fail(&message);
         }
-        let spilled = |word| {
-            let (before, _) = line.split_once(word)?;
-            before.rsplit([' ', ',']).next()?.parse::<u32>().ok()
-        };
-        let bytes = spilled(" bytes spill stores").unwrap_or(0) + spilled(" bytes spill loads").unwrap_or(0);
-        if bytes > 0 {
-            let message = format!("{}: {kernel} spills registers: {}", source.display(), line.trim());
-            if strict {
-                fail(&message);
-            }
-            println!("cargo::warning={message}");
-        }
+        println!("cargo::warning={message}");
     }
 }
 

@@ -12,9 +12,12 @@ __device__ __forceinline__ const unsigned char* codes_at(const unsigned char* ro
     return row + uint64_t(chunk / GROUP_CHUNKS) * GROUP_BYTES + 16 + 16 * (chunk % GROUP_CHUNKS);
 }
 
+__device__ __forceinline__ const unsigned char* scale_address(const unsigned char* row, uint32_t chunk) {
+    return row + uint64_t(chunk / GROUP_CHUNKS) * GROUP_BYTES + chunk % GROUP_CHUNKS / 2 * sizeof(uint16_t);
+}
+
 __device__ __forceinline__ uint16_t scale_at(const unsigned char* row, uint32_t chunk) {
-    const unsigned char* scales = row + uint64_t(chunk / GROUP_CHUNKS) * GROUP_BYTES;
-    return __ldg(reinterpret_cast<const uint16_t*>(scales) + chunk % GROUP_CHUNKS / 2);
+    return __ldg(reinterpret_cast<const uint16_t*>(scale_address(row, chunk)));
 }
 
 __device__ __forceinline__ float scale_of(uint16_t bits) {
@@ -26,46 +29,57 @@ __device__ __forceinline__ float scale_of(uint16_t bits) {
 // Weights are decoded so many at a time.
 constexpr int PART = 8;
 
-// An encoding says how many weights a chunk holds, and which eight are its part number `part`.
+// The values of the codes of nf4. Lanes look up different ones at a time, which memory of constants would serve one
+// after the other: kernels copy them to shared memory.
+__constant__ float NF4_VALUES[16] = {-1.0f,
+                                     -0.6961928009986877f,
+                                     -0.5250730514526367f,
+                                     -0.39491748809814453f,
+                                     -0.28444138169288635f,
+                                     -0.18477343022823334f,
+                                     -0.09105003625154495f,
+                                     0.0f,
+                                     0.07958029955625534f,
+                                     0.16093020141124725f,
+                                     0.24611230194568634f,
+                                     0.33791524171829224f,
+                                     0.44070982933044434f,
+                                     0.5626170039176941f,
+                                     0.7229568362236023f,
+                                     1.0f};
+
+// The signed bytes of `word` as numbers. Converting integers takes four times as long as adding: a byte becomes the
+// last bits of 2^23 + 128 + byte instead, and the difference is exact.
+__device__ __forceinline__ void numbers_of(uint32_t word, float* out) {
+    word ^= 0x80808080u;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+        out[i] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)) - 8388736.0f;
+    }
+}
+
+// An encoding says how many weights a chunk holds, and which eight are its part number `part`: code times scale.
 struct Q8 {
     static constexpr int VALUES = 16;
     static __device__ __forceinline__ void fill(float*) {}
     static __device__ __forceinline__ void decode(uint4 codes, int part, float scale, const float*,
                                                   float (&out)[PART]) {
         const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+        numbers_of(words[2 * part], out);
+        numbers_of(words[2 * part + 1], out + 4);
 #pragma unroll
         for (int i = 0; i < PART; ++i) {
-            const uint32_t word = words[2 * part + i / 4];
-            out[i] = float(static_cast<signed char>(word >> (8 * (i % 4)))) * scale;
+            out[i] *= scale;
         }
     }
 };
 
 struct Nf4 {
     static constexpr int VALUES = 32;
-    // The values of the codes. Lanes look up different ones at a time, which lie in different banks.
+    // Each value in a bank of its own.
     static __device__ __forceinline__ void fill(float* table) {
-        const float values[16] = {-1.0f,
-                                  -0.6961928009986877f,
-                                  -0.5250730514526367f,
-                                  -0.39491748809814453f,
-                                  -0.28444138169288635f,
-                                  -0.18477343022823334f,
-                                  -0.09105003625154495f,
-                                  0.0f,
-                                  0.07958029955625534f,
-                                  0.16093020141124725f,
-                                  0.24611230194568634f,
-                                  0.33791524171829224f,
-                                  0.44070982933044434f,
-                                  0.5626170039176941f,
-                                  0.7229568362236023f,
-                                  1.0f};
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-            if (threadIdx.x == i) {
-                table[i] = values[i];
-            }
+        if (threadIdx.x < 16) {
+            table[threadIdx.x] = NF4_VALUES[threadIdx.x];
         }
     }
     static __device__ __forceinline__ void decode(uint4 codes, int part, float scale, const float* table,

@@ -76,6 +76,30 @@ __device__ __forceinline__ uint32_t pack_two<__nv_bfloat16>(float low, float hig
            uint32_t(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
 }
 
+// Where something lies in shared memory, for address arithmetic of one instruction.
+#if defined(NARROWS_SOFTGPU)
+using SharedAddress = uint64_t;
+#else
+using SharedAddress = uint32_t;
+#endif
+__device__ __forceinline__ SharedAddress shared_address(const void* at) {
+#if defined(NARROWS_SOFTGPU)
+    return reinterpret_cast<SharedAddress>(at);
+#else
+    return static_cast<SharedAddress>(__cvta_generic_to_shared(at));
+#endif
+}
+// What a kernel that is past its barriers only reads.
+__device__ __forceinline__ float2 load_shared_2(SharedAddress at) {
+#if defined(NARROWS_SOFTGPU)
+    return *reinterpret_cast<const float2*>(at);
+#else
+    float2 v;
+    asm("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at));
+    return v;
+#endif
+}
+
 // Copies 16 bytes from global to shared memory, both aligned to 16: all of them where src_bytes is 16, zeros
 // where it is 0. They have arrived in the group's wait; before sm_80 at once.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int src_bytes) {

@@ -110,7 +110,8 @@ impl Module {
         Ok(PerQuantised { q8: self.of(prefix, Encoding::Q8)?, nf4: self.of(prefix, Encoding::Nf4)? })
     }
 
-    fn of<P: Params>(&self, prefix: &'static str, encoding: Encoding) -> Result<Kernel<P>> {
+    /// The kernel `PREFIX_ENCODING`.
+    pub(crate) fn of<P: Params>(&self, prefix: &'static str, encoding: Encoding) -> Result<Kernel<P>> {
         let name = format!("{prefix}_{}", encoding.name());
         let function = self.module.load_function(&name).map_err(|error| driver_error(prefix, error))?;
         Ok(Kernel { name: prefix, function, params: PhantomData })

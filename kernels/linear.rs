@@ -147,7 +147,8 @@ impl Kernels {
     /// Products are summed up in f32. The order of a sum depends on the number of columns, on the encoding and
     /// on whether there are more than [`Kernels::MATVEC_ROWS`] rows, never on how the matrix is cut into tiles:
     /// up to so many rows each is computed as if it were alone, with more a row's last bits can differ from
-    /// that. Quantised weights are exact up to so many rows, code times scale in f32, and rounded to bf16 above.
+    /// that. Quantised weights are exact up to so many rows, sums of codes times scale in f32, and rounded to bf16
+    /// above.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Ragged`] where lengths do not match, or what the driver says.

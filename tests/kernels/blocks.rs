@@ -69,10 +69,10 @@ fn check(gpu: &Gpu, encoding: Encoding, rows: usize, cols: usize, n: usize, shif
         // A chain over the columns, as in `gemm`.
         2.0 * (cols + 1) as f64
     } else {
-        // A thread of 128 adds up its share, 16 bytes of codes at a time; five folds of lanes and two of warps
-        // follow.
+        // A lane of 32 adds up 16 bytes of codes and multiplies them by their scale, which rounds as code times
+        // scale does, and these sums; five folds of lanes follow.
         let per_load = if encoding == Encoding::Q8 { 16 } else { 32 };
-        (cols.div_ceil(per_load).div_ceil(128) * per_load + 8) as f64
+        (per_load + 1 + cols.div_ceil(per_load).div_ceil(32) + 5) as f64
     };
     let bound = |i: usize| roundings * ROUNDING * 1.01 * f64::from(magnitude[i]);
     assert_close(&got, &want, bound, &format!("{encoding} [{rows}, {cols}] n {n} shift {shift}"));
@@ -206,6 +206,37 @@ fn same_bits_in_every_batch_tile_and_address() {
                     gpu.kernels.linear(&gpu.stream, &tile, &x, &y).unwrap();
                 }
                 assert_same(&gpu.read_f32s(&y), &alone, &format!("{encoding}, tiles of {tile}"));
+            }
+        }
+    });
+}
+
+/// A matrix of so many rows that each warp has several, and the same in tiles of few.
+#[test]
+fn same_bits_of_many_rows() {
+    on_every_device(|gpu| {
+        let rows = 4 * 12 * gpu.device.multiprocessors() as usize + 3;
+        for (encoding, cols) in [(Encoding::Q8, 1096), (Encoding::Nf4, 40), (Encoding::Nf4, 2056)] {
+            let (bytes, w) = quantised(encoding, &noise(7, rows * cols), cols);
+            let w_device = gpu.bytes(&bytes);
+            let stored = crate::encode(Encoding::Bf16, &noise(8, Kernels::MATVEC_ROWS * cols));
+            let x = gpu.bytes(&stored);
+            let matrix = Matrix::new(&w_device, encoding, rows, cols).unwrap();
+            let alone = product(gpu, &matrix, &x, 1);
+            let want = reference::linear(&w, &crate::decode(Encoding::Bf16, &stored[..2 * cols]), cols);
+            assert_close(&alone, &want, |_| 1e-4, &format!("{encoding} {cols}"));
+            let (n, tile) = (Kernels::MATVEC_ROWS, 97);
+            let tiled = gpu.f32s(&vec![f32::NAN; n * rows]);
+            for first in (0..rows).step_by(tile) {
+                let tile = matrix.slice(first..(first + tile).min(rows)).unwrap();
+                let y = RowsMut::new(&tiled, rows, first).unwrap();
+                gpu.kernels.linear(&gpu.stream, &tile, &x, &y).unwrap();
+            }
+            let tiled = gpu.read_f32s(&tiled);
+            assert_same(&tiled[..rows], &alone, &format!("{encoding} {cols}, alone"));
+            for n in 2..=n {
+                let got = product(gpu, &matrix, &x, n);
+                assert_same(&got, &tiled[..n * rows], &format!("{encoding} {cols}, {n} rows"));
             }
         }
     });

@@ -14,6 +14,9 @@ mod embed;
 mod gemm;
 mod kv;
 mod linear;
+/// What the build script makes of nvcc's words is tested here, since a build script has no tests.
+#[path = "../../build/resources.rs"]
+mod resources;
 mod rms_norm;
 mod roofline;
 mod rope;
