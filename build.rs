@@ -18,8 +18,9 @@ mod resources;
 mod toolkit;
 
 /// Architectures compiled where nvcc knows them and `NARROWS_CUDA_ARCHS` names no others. The oldest and the
-/// newest are also kept as PTX, for those between and after them.
-const ARCHITECTURES: &[u32] = &[60, 61, 70, 75, 80, 86, 89, 90, 100, 120];
+/// newest are also kept as PTX, for those between and after them. 6.x is not among them: the matrix products want more
+/// shared memory than the 48 KiB of a block there, and toolkits from 13 on do not know it.
+const ARCHITECTURES: &[u32] = &[70, 75, 80, 86, 89, 90, 100, 120];
 
 /// Every variable read here and not in `toolkit`.
 ///

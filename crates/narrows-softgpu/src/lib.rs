@@ -26,7 +26,9 @@
 //!
 //! - Kernels that touch device memory outside an allocation, at an address that is no multiple of the
 //!   access's size, or that nothing has written; copies of such memory to the host.
-//! - Kernels that touch host memory that is not page-locked, or shared memory beyond what they have.
+//! - Kernels that touch host memory that is not page-locked, or shared memory beyond what they have;
+//!   launches with more shared memory than a block has on this compute capability, with what the kernel
+//!   touched of its static memory.
 //! - Shared memory that no thread of the block has written, and races in it: two threads, one writing,
 //!   with no `__syncthreads` (within a warp, no `__syncwarp`) between.
 //! - Barriers that not all threads of a block reach, or at which they wait in different lines; shuffles

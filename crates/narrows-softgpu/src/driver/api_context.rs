@@ -140,15 +140,35 @@ unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> u3
     })
 }
 
-/// Most dynamic shared memory that a block can be given, by the attribute of its function.
-pub(crate) fn shared_opt_in(arch: (u32, u32)) -> u32 {
+/// Most shared memory that a block can be given, static memory included, by the attribute of its function (CUDA C++
+/// Programming Guide, technical specifications per compute capability).
+pub(crate) const fn shared_opt_in(arch: (u32, u32)) -> u32 {
     let kib = match arch {
-        (7, _) => 64,
+        (..=6, _) => 48,
+        (7, 5) => 64,
+        (7, _) => 96,
         (8, 0 | 7) => 163,
-        (8, _) | (12, _) => 99,
+        (8, _) | (12.., _) => 99,
         _ => 227,
     };
     kib << 10
+}
+
+/// Shared memory, threads and blocks of a multiprocessor (from the same table).
+pub(crate) const fn multiprocessor(arch: (u32, u32)) -> (u32, u32, u32) {
+    let shared = match arch {
+        (6, 1) => 96 << 10,
+        (..=6, _) => 64 << 10,
+        (7, _) => shared_opt_in(arch),
+        // A block takes a KiB besides its own.
+        _ => shared_opt_in(arch) + 1024,
+    };
+    match arch {
+        (7, 5) => (shared, 1024, 16),
+        (8, 6 | 7) => (shared, 1536, 16),
+        (8, 9) | (12.., _) => (shared, 1536, 24),
+        _ => (shared, 2048, 32),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -156,7 +176,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, 
     ask(|state| {
         ordinal(state, device)?;
         let arch = state.config.arch;
-        let turing = arch.0 < 8;
+        let (shared, threads, blocks) = multiprocessor(arch);
         // Numbers of CUdevice_attribute; the bus is as wide and fast as the configured bandwidth asks.
         let answer = match attribute {
             1..=3 => 1024,
@@ -178,32 +198,20 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, 
             36 => (state.config.mem / (2.0 * 128.0) / 1e3).round() as c_int,
             37 => 1024,
             38 => 4 << 20,
-            39 => {
-                if turing {
-                    1024
-                } else {
-                    2048
-                }
-            }
+            39 => threads as c_int,
             40 => 2,
             75 => arch.0 as c_int,
             76 => arch.1 as c_int,
             78 => 1,
             79 | 80 => 1,
-            81 => shared_opt_in(arch) as c_int + if turing { 0 } else { 1024 },
+            81 => shared as c_int,
             91 => 1,
             95 => 0,
             97 => shared_opt_in(arch) as c_int,
             99 => 1,
-            106 => {
-                if turing {
-                    16
-                } else {
-                    32
-                }
-            }
+            106 => blocks as c_int,
             111 => {
-                if turing {
+                if arch.0 < 8 {
                     0
                 } else {
                     1024
@@ -375,5 +383,33 @@ unsafe extern "C" fn cuGetErrorString(code: u32, to: *mut *const c_char) -> u32 
     match unsafe { put(to, text) } {
         Ok(()) if known.is_some() => 0,
         _ => Code::INVALID_VALUE.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{multiprocessor, shared_opt_in};
+
+    /// As the CUDA C++ Programming Guide 13.0 has them, of 6.x as that of 12.9.
+    #[test]
+    fn limits_of_shared_memory() {
+        let table = [
+            ((6, 0), 48, 64),
+            ((6, 1), 48, 96),
+            ((6, 2), 48, 64),
+            ((7, 0), 96, 96),
+            ((7, 5), 64, 64),
+            ((8, 0), 163, 164),
+            ((8, 6), 99, 100),
+            ((8, 7), 163, 164),
+            ((8, 9), 99, 100),
+            ((9, 0), 227, 228),
+            ((10, 0), 227, 228),
+            ((12, 0), 99, 100),
+        ];
+        for (arch, of_block, of_multiprocessor) in table {
+            assert_eq!(shared_opt_in(arch), of_block << 10, "{arch:?}");
+            assert_eq!(multiprocessor(arch).0, of_multiprocessor << 10, "{arch:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use super::api_context::{current_device, put, shared_opt_in};
+use super::api_context::{current_device, multiprocessor, put, shared_opt_in};
 use super::code::{Code, Outcome};
 use super::queue::{Launch, Params, Work};
 use super::state::{Function, State};
@@ -13,7 +13,7 @@ use super::{call, fault, images};
 const FATBIN: [u8; 4] = [0x50, 0xed, 0x55, 0xba];
 /// What a build without nvcc embeds in place of a fatbin.
 const NAME_TAG: &[u8] = b"narrows-softgpu-image";
-/// Dynamic shared memory that needs no attribute.
+/// Shared memory that needs no attribute, static memory included.
 const SHARED_DEFAULT: u32 = 48 << 10;
 
 /// # Safety
@@ -79,7 +79,7 @@ unsafe extern "C" fn cuModuleGetFunction(
         let kernel =
             kernels.into_iter().find(|kernel| kernel.name == name).cloned().ok_or(Code::NOT_FOUND)?;
         let handle = state.handle();
-        state.functions.insert(handle, Function { kernel, dynamic_shared: SHARED_DEFAULT });
+        state.functions.insert(handle, Function { kernel, dynamic_shared: SHARED_DEFAULT, opted_in: false });
         // SAFETY: as the driver API asks of its callers.
         unsafe { put(to, handle as *mut c_void) }
     })
@@ -120,6 +120,7 @@ extern "C" fn cuFuncSetAttribute(handle: *mut c_void, attribute: c_uint, value: 
                 let bytes =
                     u32::try_from(value).ok().filter(|bytes| *bytes <= most).ok_or(Code::INVALID_VALUE)?;
                 function.dynamic_shared = bytes.max(SHARED_DEFAULT);
+                function.opted_in = true;
                 Ok(())
             }
             9 if (-1..=100).contains(&value) => Ok(()),
@@ -134,9 +135,10 @@ extern "C" fn cuFuncSetCacheConfig(handle: *mut c_void, _config: c_uint) -> u32 
 }
 
 fn blocks_per_processor(state: &State, threads: u32, shared: usize) -> c_int {
-    let by_threads = if state.config.arch.0 < 8 { 1024 } else { 2048 } / threads.max(1);
-    let by_shared = (shared_opt_in(state.config.arch) as usize).checked_div(shared).unwrap_or(32);
-    by_threads.min(by_shared as u32).min(16) as c_int
+    let (memory, most_threads, most_blocks) = multiprocessor(state.config.arch);
+    let by_threads = most_threads / threads.max(1);
+    let by_shared = (memory as usize).checked_div(shared).unwrap_or(usize::MAX);
+    u32::try_from(by_shared).unwrap_or(u32::MAX).min(by_threads).min(most_blocks) as c_int
 }
 
 #[unsafe(no_mangle)]
@@ -203,9 +205,11 @@ unsafe extern "C" fn cuLaunchKernel(
         let mut copied = Box::new(Params([0; 4096]));
         // SAFETY: the kernel has one parameter, a struct of this many bytes.
         unsafe { std::ptr::copy_nonoverlapping((*params).cast(), copied.0.as_mut_ptr(), kernel.param_bytes) };
+        // What the kernel has of static memory is known when it has run.
+        let most_shared = if function.opted_in { shared_opt_in(state.config.arch) } else { SHARED_DEFAULT };
         state.launches += 1;
         let what = format!("kernel `{}` (launch {})", kernel.name, state.launches);
-        let launch = Launch { kernel, params: copied, grid, block, shared };
+        let launch = Launch { kernel, params: copied, grid, block, shared, most_shared };
         let work = State::injected(state.launches, state.config.fail_launch, Code::ILLEGAL_ADDRESS)
             .unwrap_or(Work::Launch(Box::new(launch)));
         state.enqueue(stream, work, what);

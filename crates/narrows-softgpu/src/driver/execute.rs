@@ -96,6 +96,7 @@ impl State {
             cells: library.cells as *mut _,
         };
         self.running = Some(Running { actor: actor.clone(), library, host: Vec::new() });
+        let before = self.machine.interval;
         let shape = Shape { grid: launch.grid, block: launch.block };
         let block: *mut Block = &mut *self.block;
         // Callbacks reach the state through this pointer, which is derived from `self` for the
@@ -104,6 +105,7 @@ impl State {
         // SAFETY: an entry of an attached library with as many bytes of parameters as it takes; the
         // lock is held; `self` is not used until the kernel has ended.
         unsafe { Block::run_grid(block, launch.kernel.call, launch.params.0.as_ptr().cast(), &shape) };
+        self.check_shared(launch, actor, before);
         let footprint = self.memory.take_footprint(&mut self.machine);
         let host = self.running.take().map(|running| running.host).unwrap_or_default();
         // Reads first: a kernel may read what it writes.
@@ -129,6 +131,28 @@ impl State {
         let seconds = LAUNCH_SECONDS + work;
         self.timeline.took(number, seconds);
         self.statistics.kernels.entry(launch.kernel.name.clone()).or_default().add(bytes, seconds);
+    }
+
+    /// That a block has as much shared memory as the kernel took. Static memory is what its threads touched of it:
+    /// a library does not say which of its variables are whose.
+    fn check_shared(&self, launch: &Launch, actor: &Arc<Actor>, before: u32) {
+        let range = self.machine.static_shared;
+        if u64::from(launch.shared) + range.bytes <= u64::from(launch.most_shared) {
+            return;
+        }
+        // SAFETY: reserved for as many cells as the range has words, and no kernel runs.
+        let cells = unsafe { std::slice::from_raw_parts(range.cells, range.bytes as usize / 4) };
+        let since = |interval: u32| interval != 0 && interval.wrapping_sub(before) as i32 > 0;
+        let touched = cells.iter().filter(|cell| since(cell.write_interval) || since(cell.read_interval));
+        let of_variables = 4 * touched.count() as u64;
+        if u64::from(launch.shared) + of_variables > u64::from(launch.most_shared) {
+            let (major, minor) = self.config.arch;
+            fault::found(&format!(
+                "{actor}: {} bytes of dynamic and {of_variables} of static shared memory, where a block of it has at \
+                 most {} on compute capability {major}.{minor}",
+                launch.shared, launch.most_shared
+            ));
+        }
     }
 
     /// Checks an access against all earlier ones and records it.

@@ -35,6 +35,8 @@ pub(crate) struct Launch {
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
     pub(crate) shared: u32,
+    /// Most shared memory that a block of it can have, static memory included.
+    pub(crate) most_shared: u32,
 }
 
 /// What an operation does.

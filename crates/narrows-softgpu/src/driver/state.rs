@@ -43,6 +43,8 @@ pub(crate) struct Pinned {
 pub(crate) struct Function {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) dynamic_shared: u32,
+    /// Whether the attribute was set: only then is there more than the default.
+    pub(crate) opted_in: bool,
 }
 
 /// The kernel that runs.

@@ -79,6 +79,8 @@ planted! {
     unwritten_shared_memory: "softgpu_unwritten_shared", 64, 0 => "the block has not written";
     the_end_of_dynamic_shared_memory: "softgpu_dynamic_shared_end", 64, 256
         => "offset 256 of dynamic shared memory, of which the launch gave it 256";
+    static_beside_dynamic_shared_memory: "softgpu_static_and_dynamic", 64, 49_152
+        => "49152 bytes of dynamic and 256 of static shared memory", "at most 49152 on compute capability 9.0";
     a_divergent_barrier: "softgpu_divergent_barrier", 64, 0
         => "divergence: 48 of 64 threads wait at the barrier of faults.cu:", "16 have returned";
     two_barriers: "softgpu_two_barriers", 64, 0 => "divergence: thread ", "others at the barrier of faults.cu:";

@@ -110,3 +110,12 @@ extern "C" __global__ void softgpu_assertion(const FaultParams p) {
     assert(!p.fault);
     p.out[threadIdx.x] = 1.0f;
 }
+
+extern "C" __global__ void softgpu_static_and_dynamic(const FaultParams p) {
+    float* dynamic = static_cast<float*>(softgpu::dynamic_shared());
+    __shared__ float own[64];
+    dynamic[threadIdx.x] = p.data[threadIdx.x];
+    if (p.fault) own[threadIdx.x] = dynamic[threadIdx.x];
+    __syncthreads();
+    p.out[threadIdx.x] = p.fault ? own[threadIdx.x ^ 1] : dynamic[threadIdx.x ^ 1];
+}
