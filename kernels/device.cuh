@@ -26,6 +26,22 @@ extern __shared__ __align__(128) unsigned char narrows_dynamic_shared[];
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(narrows_dynamic_shared)
 #endif
 
+// A number that is known when the kernel is compiled, as an argument.
+template <int N>
+struct Constant {
+    static constexpr int VALUE = N;
+};
+
+// Calls `f` with each number below N as a constant: a loop that is written out whatever its size, so that arrays
+// which it indexes stay in registers.
+template <int N, int I = 0, typename F>
+__device__ __forceinline__ void for_each_constant(const F& f) {
+    if constexpr (I < N) {
+        f(Constant<I>());
+        for_each_constant<N, I + 1>(f);
+    }
+}
+
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 

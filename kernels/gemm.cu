@@ -37,9 +37,9 @@ struct Tile {
     static constexpr int STAGE_BYTES = (WEIGHTS + X) * CHUNKS * 16;
 
     // Where a chunk of a row lies in a tile. Chunks are exchanged so that the eight rows that a matrix load reads
-    // lie in different banks.
+    // lie in different banks, and so do the eight chunks that neighbouring threads of `Decoded` write.
     static __device__ __forceinline__ int at(int row, int chunk) {
-        const int turn = CHUNKS == 8 ? row % 8 : row / 2 % 4;
+        const int turn = CHUNKS == 4 ? row / 2 % 4 : row % 8 ^ chunk / 8 % 2 * 2 ^ chunk / 16 % 2;
         return (row * CHUNKS + (chunk ^ turn)) * 16;
     }
 };
@@ -208,41 +208,54 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
     if constexpr (HAS_MMA<T>) {
         constexpr int SLICES = DEPTH / 16;
         static_assert(SLICES % 2 == 0, "the fragments of two slices take turns");
+        // Of eight rows of x a load brings two slices.
+        constexpr int TURNS = NS == 1 ? 4 : 2;
+        static_assert(SLICES % TURNS == 0, "the first slice of a stage has the first turn");
         uint32_t a[2][MS][4];
-        uint32_t b[2][NS][2];
-        const auto fragments = [&](int step, int slice) {
+        uint32_t b[TURNS][NS][2];
+        const auto fragments = [&](int step, auto slice) {
+            constexpr int SLICE = decltype(slice)::VALUE;
             const unsigned char* stage = shared + step % Shape::STAGES * Shape::STAGE_BYTES;
-            const int turn = slice % 2;
+            constexpr int TURN = SLICE % TURNS;
 #pragma unroll
             for (int m = 0; m < MS; ++m) {
                 const int row = warp_weight + m * 16 + lane % 16;
-                ldmatrix_x4(a[turn][m], stage + Shape::at(row, slice * 2 + lane / 16));
+                ldmatrix_x4(a[SLICE % 2][m], stage + Shape::at(row, SLICE * 2 + lane / 16));
             }
             stage += Shape::WEIGHTS_BYTES;
+            if constexpr (NS > 1) {
 #pragma unroll
-            for (int pair = 0; pair < NS; pair += 2) {
-                const int row = warp_x + pair * 8 + lane / 16 * 8 + lane % 8;
+                for (int pair = 0; pair < NS; pair += 2) {
+                    const int row = warp_x + pair * 8 + lane / 16 * 8 + lane % 8;
+                    uint32_t r[4];
+                    ldmatrix_x4(r, stage + Shape::at(row, SLICE * 2 + lane / 8 % 2));
+                    b[TURN][pair][0] = r[0];
+                    b[TURN][pair][1] = r[1];
+                    b[TURN][pair + 1][0] = r[2];
+                    b[TURN][pair + 1][1] = r[3];
+                }
+            } else if constexpr (SLICE % 2 == 0) {
                 uint32_t r[4];
-                ldmatrix_x4(r, stage + Shape::at(row, slice * 2 + lane / 8 % 2));
-                b[turn][pair][0] = r[0];
-                b[turn][pair][1] = r[1];
-                b[turn][pair + 1][0] = r[2];
-                b[turn][pair + 1][1] = r[3];
+                ldmatrix_x4(r, stage + Shape::at(warp_x + lane % 8, SLICE * 2 + lane / 8));
+                b[TURN][0][0] = r[0];
+                b[TURN][0][1] = r[1];
+                b[TURN + 1][0][0] = r[2];
+                b[TURN + 1][0][1] = r[3];
             }
         };
-        fragments(0, 0);
+        fragments(0, Constant<0>());
         for (int step = 0; step < steps; ++step) {
-#pragma unroll
-            for (int slice = 0; slice < SLICES; ++slice) {
+            for_each_constant<SLICES>([&](auto slice) {
+                constexpr int SLICE = decltype(slice)::VALUE;
                 // The next slice is on its way to registers while this one is multiplied, across stages too.
-                if (slice + 1 < SLICES) {
-                    fragments(step, slice + 1);
+                if constexpr (SLICE + 1 < SLICES) {
+                    fragments(step, Constant<SLICE + 1>());
                 } else if (step + 1 < steps) {
                     cp_async_wait<Shape::STAGES - 2>();
                     __syncthreads();
-                    fragments(step + 1, 0);
+                    fragments(step + 1, Constant<0>());
                 }
-                if (slice == 0) {
+                if constexpr (SLICE == 0) {
                     // Into the stage that was used before: all have left it at the barrier that led here.
                     load(step + Shape::STAGES - 1);
                 }
@@ -250,10 +263,10 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
                 for (int m = 0; m < MS; ++m) {
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
-                        mma_16x8x16<T>(sums[m][n], a[slice % 2][m], b[slice % 2][n]);
+                        mma_16x8x16<T>(sums[m][n], a[SLICE % 2][m], b[SLICE % TURNS][n]);
                     }
                 }
-            }
+            });
         }
     } else {
         for (int step = 0; step < steps; ++step) {
@@ -312,10 +325,22 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
     }
 }
 
-// For a batch that decodes: narrow, so that a matrix makes many blocks, and with long rows and many stages,
-// since it is the weights' way from memory that takes the time.
-using Narrow = Tile<64, 32, 16, 32, 8, 6>;
-using Small = Tile<64, 64, 32, 32, 8, 4>;
+// The twins of all shapes are in the launcher.
+#if NARROWS_ARCH >= 80
+// For a batch that decodes: narrow, so that a matrix makes many blocks, and with long rows in a stage, since it is the
+// weights' way from memory that takes the time, and what a stage costs besides. Two fit into a multiprocessor.
+using Narrow = Tile<64, 32, 16, 16, 16, 4>;
+// For matrices of few rows. Decoding takes more threads for a weight than copying.
+using Thin = Tile<32, 32, 16, 8, 16, 6>;
+using ThinDecoded = Tile<32, 32, 16, 8, 32, 3>;
+using Small = Tile<64, 64, 16, 32, 16, 3>;
+#else
+// Two stages of these are what 64 KiB of shared memory hold beside a table.
+using Narrow = Tile<64, 32, 16, 32, 8, 2>;
+using Thin = Narrow;
+using ThinDecoded = Narrow;
+using Small = Tile<64, 64, 32, 32, 8, 2>;
+#endif
 // For prompts: warps of 64x64, below which shared memory is slower than the matrix units.
 using Large = Tile<128, 128, 64, 64, 4, 3>;
 using Huge = Tile<256, 128, 64, 64, 4, 4>;
@@ -324,16 +349,17 @@ using Huge = Tile<256, 128, 64, 64, 4, 4>;
     KERNEL __launch_bounds__(Shape::THREADS) gemm_##shape##_##encoding(const GemmParams p) { \
         gemm<T, Shape, __VA_ARGS__, Loader<T>>(p); \
     }
-// Every encoding of weights in one shape, with x loaded by Loader.
-#define ENCODINGS(shape, Shape, Loader) \
+// Every encoding of weights in one shape, Decoded_ where it is quantised, with x loaded by Loader.
+#define ENCODINGS(shape, Shape, Decoded_, Loader) \
     GEMM(shape, Shape, Loader, f32, float, Verbatim<float, Loader<float>>) \
     GEMM(shape, Shape, Loader, f16, __half, Verbatim<__half, Loader<__half>>) \
     GEMM(shape, Shape, Loader, bf16, __nv_bfloat16, Verbatim<__nv_bfloat16, Loader<__nv_bfloat16>>) \
-    GEMM(shape, Shape, Loader, q8, __nv_bfloat16, Decoded<Q8>) \
-    GEMM(shape, Shape, Loader, nf4, __nv_bfloat16, Decoded<Nf4>)
+    GEMM(shape, Decoded_, Loader, q8, __nv_bfloat16, Decoded<Q8>) \
+    GEMM(shape, Decoded_, Loader, nf4, __nv_bfloat16, Decoded<Nf4>)
 
-ENCODINGS(narrow, Narrow, Aligned)
-ENCODINGS(small, Small, Aligned)
-ENCODINGS(large, Large, Aligned)
-ENCODINGS(huge, Huge, Aligned)
-ENCODINGS(unaligned, Small, Unaligned)
+ENCODINGS(narrow, Narrow, Narrow, Aligned)
+ENCODINGS(thin, Thin, ThinDecoded, Aligned)
+ENCODINGS(small, Small, Small, Aligned)
+ENCODINGS(large, Large, Large, Aligned)
+ENCODINGS(huge, Huge, Huge, Aligned)
+ENCODINGS(unaligned, Small, Small, Unaligned)

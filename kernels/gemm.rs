@@ -23,7 +23,7 @@ struct GemmParams {
 unsafe impl Params for GemmParams {}
 
 /// The tile of the result that a block computes: the twin of `Tile` in gemm.cu.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Tile {
     weights: usize,
     x: usize,
@@ -36,55 +36,79 @@ struct Tile {
 /// CUDA's limit.
 const MAX_GRID_Y: u32 = 65_535;
 
-const NARROW: Tile = Tile { weights: 64, x: 32, threads: 128, stage: (64 + 32) * 128, stages: 6 };
-const SMALL: Tile = Tile { weights: 64, x: 64, threads: 128, stage: (64 + 64) * 128, stages: 4 };
-const LARGE: Tile = Tile { weights: 128, x: 128, threads: 128, stage: (128 + 128) * 64, stages: 3 };
-const HUGE: Tile = Tile { weights: 256, x: 128, threads: 256, stage: (256 + 128) * 64, stages: 4 };
+const fn tile(weights: usize, x: usize, threads: u32, chunks: u32, stages: u32) -> Tile {
+    Tile { weights, x, threads, stage: (weights + x) as u32 * chunks * 16, stages }
+}
+
+/// The shapes of an architecture.
+struct Tiles {
+    narrow: Tile,
+    thin: Tile,
+    /// As `thin`, of quantised weights.
+    thin_decoded: Tile,
+    small: Tile,
+    large: Tile,
+    huge: Tile,
+}
+
+/// With asynchronous copies, and without: then there are two stages, and 64 KiB for them and all else.
+const ASYNCHRONOUS: Tiles = Tiles {
+    narrow: tile(64, 32, 256, 16, 4),
+    thin: tile(32, 32, 256, 16, 6),
+    thin_decoded: tile(32, 32, 256, 32, 3),
+    small: tile(64, 64, 256, 16, 3),
+    large: tile(128, 128, 128, 4, 3),
+    huge: tile(256, 128, 256, 4, 4),
+};
+const IN_TURN: Tiles = Tiles {
+    narrow: tile(64, 32, 128, 8, 2),
+    thin: tile(64, 32, 128, 8, 2),
+    thin_decoded: tile(64, 32, 128, 8, 2),
+    small: tile(64, 64, 128, 8, 2),
+    large: tile(128, 128, 128, 4, 2),
+    huge: tile(256, 128, 256, 4, 2),
+};
 
 impl Tile {
     const fn blocks(self, rows: usize, n: usize) -> (usize, usize) {
         (n.div_ceil(self.x), rows.div_ceil(self.weights))
     }
 
-    /// The largest that still occupies the device. Larger ones do more sums for a byte of shared memory;
-    /// smaller ones leave no multiprocessor without work. Results do not depend on it.
-    fn choose(rows: usize, n: usize, multiprocessors: usize) -> Self {
-        if n <= NARROW.x {
-            return NARROW;
-        }
-        let occupies = |tile: &Self| {
-            let (x, weights) = tile.blocks(rows, n);
-            x.saturating_mul(weights).saturating_mul(10) >= multiprocessors * 9
-        };
-        let large = if n <= SMALL.x { &[][..] } else { &[HUGE, LARGE][..] };
-        large.iter().copied().find(occupies).unwrap_or(SMALL)
+    /// Of shared memory.
+    const fn bytes(self) -> u32 {
+        self.stage * self.stages
     }
 
-    /// What the kernel uses: without asynchronous copies only two stages.
-    const fn shared(self, architecture: u32) -> u32 {
-        self.stage * if architecture >= 80 { self.stages } else { 2 }
+    /// Whether so many blocks for each ten multiprocessors come together.
+    const fn occupies(self, rows: usize, n: usize, multiprocessors: usize, of_ten: usize) -> bool {
+        let (x, weights) = self.blocks(rows, n);
+        x.saturating_mul(weights).saturating_mul(10) >= multiprocessors.saturating_mul(of_ten)
     }
 }
 
-/// A kernel of one tile shape.
+/// A kernel of one tile shape, and of one for quantised weights.
 struct Shape {
     plain: PerEncoding<Kernel<GemmParams>>,
     quantised: PerQuantised<Kernel<GemmParams>>,
     tile: Tile,
-    shared: u32,
+    decoded: Tile,
 }
 
 impl Shape {
-    const fn kernel(&self, encoding: Encoding) -> Result<&Kernel<GemmParams>> {
-        match encoding.block() {
-            None => self.plain.get(encoding),
-            Some(_) => self.quantised.get(encoding),
-        }
+    fn of(&self, encoding: Encoding) -> Result<(&Kernel<GemmParams>, Tile)> {
+        Ok(match encoding.block() {
+            None => (self.plain.get(encoding)?, self.tile),
+            Some(_) => (self.quantised.get(encoding)?, self.decoded),
+        })
     }
 }
 
 pub(crate) struct Gemm {
-    shapes: [Shape; 4],
+    narrow: Shape,
+    thin: Shape,
+    small: Shape,
+    large: Shape,
+    huge: Shape,
     /// For rows whose bytes are no multiple of 16.
     unaligned: Shape,
 }
@@ -92,28 +116,43 @@ pub(crate) struct Gemm {
 impl Gemm {
     pub(crate) fn load(loader: &Loader<'_>) -> Result<Self> {
         let module = loader.module("gemm", image::GEMM)?;
-        let shape = |name, tile: Tile| -> Result<Shape> {
+        let tiles = if loader.architecture() >= 80 { ASYNCHRONOUS } else { IN_TURN };
+        let shape = |name, tile: Tile, decoded: Tile| -> Result<Shape> {
             let (plain, quantised) = (module.per_encoding(name)?, module.per_quantised(name)?);
-            let shape = Shape { plain, quantised, tile, shared: tile.shared(loader.architecture()) };
+            let shape = Shape { plain, quantised, tile, decoded };
             for encoding in Encoding::ALL {
-                shape.kernel(encoding)?.allow_shared(shape.shared)?;
+                let (kernel, tile) = shape.of(encoding)?;
+                kernel.allow_shared(tile.bytes())?;
             }
             Ok(shape)
         };
         Ok(Self {
-            shapes: [
-                shape("gemm_narrow", NARROW)?,
-                shape("gemm_small", SMALL)?,
-                shape("gemm_large", LARGE)?,
-                shape("gemm_huge", HUGE)?,
-            ],
-            unaligned: shape("gemm_unaligned", SMALL)?,
+            narrow: shape("gemm_narrow", tiles.narrow, tiles.narrow)?,
+            thin: shape("gemm_thin", tiles.thin, tiles.thin_decoded)?,
+            small: shape("gemm_small", tiles.small, tiles.small)?,
+            large: shape("gemm_large", tiles.large, tiles.large)?,
+            huge: shape("gemm_huge", tiles.huge, tiles.huge)?,
+            unaligned: shape("gemm_unaligned", tiles.small, tiles.small)?,
         })
     }
 
-    fn shape(&self, tile: Tile, aligned: bool) -> &Shape {
-        let same = |shape: &&Shape| aligned && shape.tile == tile;
-        self.shapes.iter().find(same).unwrap_or(&self.unaligned)
+    /// The largest shape that still occupies the device. Larger ones do more sums for a byte of shared memory;
+    /// smaller ones leave no multiprocessor without work. Results do not depend on it.
+    fn choose(&self, encoding: Encoding, rows: usize, n: usize, multiprocessors: usize) -> &Shape {
+        let occupies = |shape: &Shape, of_ten| shape.tile.occupies(rows, n, multiprocessors, of_ten);
+        // Decoding wants warps: two blocks for each multiprocessor.
+        let of_ten = if encoding.block().is_some() { 18 } else { 5 };
+        if n <= self.narrow.tile.x {
+            return if occupies(&self.narrow, of_ten) { &self.narrow } else { &self.thin };
+        }
+        if n > self.small.tile.x {
+            for shape in [&self.huge, &self.large] {
+                if occupies(shape, 9) {
+                    return shape;
+                }
+            }
+        }
+        if occupies(&self.small, 5) { &self.small } else { &self.thin }
     }
 }
 
@@ -155,8 +194,13 @@ impl Kernels {
         let x_bytes = operand.row_bytes(cols).ok_or(Error::Overflow { what: "a row of x" })?;
         let starts = matrix.address() | x_bytes as u64 | x.address();
         let multiprocessors = self.device().multiprocessors() as usize;
-        let shape = self.gemm.shape(Tile::choose(rows, n, multiprocessors), starts.is_multiple_of(16));
-        let (blocks_x, blocks_weights) = shape.tile.blocks(rows, n);
+        let shape = if starts.is_multiple_of(16) {
+            self.gemm.choose(encoding, rows, n, multiprocessors)
+        } else {
+            &self.gemm.unaligned
+        };
+        let (kernel, tile) = shape.of(encoding)?;
+        let (blocks_x, blocks_weights) = tile.blocks(rows, n);
         let grid = (narrow("the rows of x", blocks_x)?, narrow("the rows of a matrix", blocks_weights)?, 1);
         if grid.1 > MAX_GRID_Y {
             return Err(Error::Shape { what: "the rows of a matrix", found: rows, takes: "at most 4194240" });
@@ -174,6 +218,6 @@ impl Kernels {
         };
         // SAFETY: The kernel reads `rows` rows of `cols` weights, which the matrix has (`Matrix`), and `n * cols`
         // elements of `x`, and writes `rows` columns from the first on of `n` rows of `y`, as was checked.
-        unsafe { shape.kernel(encoding)?.launch(stream, grid, shape.tile.threads, shape.shared, &params) }
+        unsafe { kernel.launch(stream, grid, tile.threads, tile.bytes(), &params) }
     }
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test may")]
 
 mod add;
+mod architectures;
 mod argmax;
 mod attention;
 mod blocks;
