@@ -46,7 +46,7 @@ struct AttentionDecodeParams {
     scale: f32,
     reserved: u32,
 }
-// SAFETY: `repr(C)` without padding, the twin of the struct in attention_decode.cu.
+// SAFETY: `repr(C)` without padding, the twin of the struct in attention_decode.cuh.
 unsafe impl Params for AttentionDecodeParams {}
 
 #[repr(C)]
@@ -100,9 +100,12 @@ struct AttentionPlainParams {
 // SAFETY: `repr(C)` without padding, the twin of the struct in attention_plain.cu.
 unsafe impl Params for AttentionPlainParams {}
 
-/// Positions of a split of the cache; its twin is in attention_decode.cu.
+/// Positions of a split of the cache; its twin is in attention_decode.cuh.
 const SPLIT: usize = 256;
 const DECODE_THREADS: u32 = 256;
+/// Threads and heads of a block in attention_units.cu.
+const UNITS_THREADS: u32 = 128;
+const UNITS_HEADS: usize = 8;
 const COMBINE_THREADS: u32 = 256;
 /// Rows from which a segment goes through the matrix units: fewer make too few blocks for a long cache.
 const PREFILL_ROWS: usize = 16;
@@ -147,7 +150,15 @@ impl Prefill {
     }
 }
 
+/// The kernels of single rows in the matrix units, for heads up to `dim`.
+struct Units {
+    dim: usize,
+    f16: Kernel<AttentionDecodeParams>,
+    bf16: Kernel<AttentionDecodeParams>,
+}
+
 pub(crate) struct Attention {
+    units: [Units; 2],
     /// For 1, 4 and 8 query heads at a time.
     decode: [(usize, PerEncoding<Kernel<AttentionDecodeParams>>); 3],
     combine: PerEncoding<Kernel<AttentionCombineParams>>,
@@ -160,7 +171,12 @@ impl Attention {
     pub(crate) fn load(loader: &Loader<'_>) -> Result<Self> {
         let decode = loader.module("attention_decode", image::ATTENTION_DECODE)?;
         let prefill = loader.module("attention_prefill", image::ATTENTION_PREFILL)?;
+        let units = loader.module("attention_units", image::ATTENTION_UNITS)?;
+        let of_units = |dim, prefix| -> Result<_> {
+            Ok(Units { dim, f16: units.of(prefix, Encoding::F16)?, bf16: units.of(prefix, Encoding::Bf16)? })
+        };
         Ok(Self {
+            units: [of_units(64, "attention_units_64")?, of_units(128, "attention_units_128")?],
             decode: [
                 (1, decode.per_encoding("attention_decode_1")?),
                 (4, decode.per_encoding("attention_decode_4")?),
@@ -177,6 +193,30 @@ impl Attention {
                 .per_encoding("attention_plain")?,
             architecture: loader.architecture(),
         })
+    }
+
+    /// The kernel of single rows, its threads, and how many of `group` heads a block of it takes: in the matrix units
+    /// where there are such for the encoding and heads are short enough for registers.
+    fn decode(
+        &self,
+        encoding: Encoding,
+        head_dim: usize,
+        group: usize,
+    ) -> Result<(&Kernel<AttentionDecodeParams>, u32, usize)> {
+        let units = self.units.iter().find(|units| head_dim <= units.dim);
+        match (units, encoding) {
+            (Some(units), Encoding::F16) if self.architecture >= 75 => {
+                Ok((&units.f16, UNITS_THREADS, UNITS_HEADS))
+            }
+            (Some(units), Encoding::Bf16) if self.architecture >= 80 => {
+                Ok((&units.bf16, UNITS_THREADS, UNITS_HEADS))
+            }
+            _ => {
+                let last = &self.decode[2];
+                let (heads, kernel) = self.decode.iter().find(|(heads, _)| group <= *heads).unwrap_or(last);
+                Ok((kernel.get(encoding)?, DECODE_THREADS, *heads))
+            }
+        }
     }
 
     /// The kernel that takes many rows at once, where there are matrix units for the encoding.
@@ -245,7 +285,9 @@ impl Kernels {
     /// Segments of 16 rows and more go through the matrix units where the device has them for the cache's
     /// encoding (f16 from compute capability 7.5, bf16 from 8.0): FlashAttention-2 (Dao 2023, arXiv:2307.08691),
     /// with queries and exponentials rounded to the cache's encoding and all sums in f32. All others are computed
-    /// in f32 throughout, with the cache in splits of 256 positions (Flash-Decoding, Dao et al. 2023). Both read
+    /// to the precision of f32, with the cache in splits of 256 positions (Flash-Decoding, Dao et al. 2023): in f32,
+    /// or, for heads of up to 128 elements, in the matrix units with queries and exponentials as sums of three
+    /// numbers of the cache's encoding, which is exact. Both read
     /// what is cached once for up to 8 query heads that share it (Ainslie et al. 2023, arXiv:2305.13245), and in
     /// both the result for a row depends on its position and window alone: not on what else is in the batch,
     /// not on where the segment starts, not on the size of `scratch`. Between the two a row's result differs by
@@ -396,9 +438,8 @@ impl Kernels {
         let row = scratch_of_row(heads, *head_dim, splits).unwrap_or(usize::MAX);
         let at_once = (scratch.len() / row).clamp(1, MAX_GRID);
         let group = heads / kv_heads;
-        let decode = &self.attention.decode;
-        let (of_kernel, kernel) = decode.iter().find(|(heads, _)| group <= *heads).unwrap_or(&decode[2]);
-        let parts = group.div_ceil(*of_kernel);
+        let (kernel, threads, heads_of_block) = self.attention.decode(*encoding, *head_dim, group)?;
+        let parts = group.div_ceil(heads_of_block);
         for first in rows.clone().step_by(at_once) {
             let count = at_once.min(rows.end - first);
             let (q, rows, out) = operands.from(first);
@@ -433,7 +474,7 @@ impl Kernels {
             // SAFETY: The kernel reads `count` rows of `q` and `rows`, which have so many, and the caches that the
             // rows name, for which the caller vouches; it writes `count * heads * splits` results to the
             // scratch, which was found to have room for at least one row and is used for as many as it holds.
-            unsafe { kernel.get(*encoding)?.launch(stream, grid, DECODE_THREADS, 0, &params)? };
+            unsafe { kernel.launch(stream, grid, threads, 0, &params)? };
             // SAFETY: The kernel reads what the one before has written, and writes `count` rows of `out`.
             unsafe {
                 self.attention.combine.get(operands.out_encoding)?.launch(

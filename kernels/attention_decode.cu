@@ -3,11 +3,8 @@
 // block serves one split and the query heads that share a key-value head, and a second kernel combines the
 // splits in their order. What a row gets depends on its position and window alone, not on what else is in the
 // batch.
-#include "attention.cuh"
-#include "device.cuh"
+#include "attention_decode.cuh"
 
-// Positions of a split; its twin is `SPLIT` in the launcher.
-constexpr int SPLIT = 256;
 constexpr int DECODE_THREADS = 256;
 // Blocks that a multiprocessor is to have room for. The oldest get more registers instead.
 constexpr int DECODE_BLOCKS = NARROWS_ARCH >= 80 ? 2 : 1;
@@ -15,21 +12,6 @@ constexpr int DECODE_WARPS = DECODE_THREADS / WARP;
 constexpr int COMBINE_THREADS = 256;
 // The largest head, which with 8 elements per lane takes a whole warp.
 constexpr int MAX_HEAD_DIM = 256;
-
-struct AttentionDecodeParams {
-    const float* q;  // [n, kv_heads * group * head_dim]
-    const KvRow* rows;
-    float* sums;      // [n, heads, splits, head_dim]: values weighted with exponentials
-    float2* softmax;  // [n, heads, splits]: the greatest score, and the sum of exponentials relative to it
-    uint32_t kv_heads;
-    uint32_t group;
-    uint32_t head_dim;
-    uint32_t layer;
-    uint32_t window;  // no more positions than these
-    uint32_t splits;  // room for as many in each row
-    float scale;      // times log2(e): exponentials are powers of two here
-    uint32_t reserved;
-};
 
 // Eight neighbours as they are stored.
 template <typename T>
