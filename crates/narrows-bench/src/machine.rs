@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use narrows_bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A machine. What nobody knows is absent.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Machine {
     /// Its name.
     pub host: Option<String>,
@@ -33,7 +34,7 @@ pub struct Machine {
 }
 
 /// A mounted file system and what it lies on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Disk {
     /// Where it is mounted.
     pub mount: PathBuf,
@@ -52,7 +53,7 @@ pub struct Disk {
 }
 
 /// A device that computes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Gpu {
     /// Its number, as `cuda:0`.
     pub device: String,
@@ -73,7 +74,7 @@ pub struct Gpu {
 }
 
 /// A PCI Express link, now and at its best.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Link {
     /// The generation at which it runs now; idle devices go down.
     pub generation: u32,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use narrows_bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -12,7 +13,7 @@ use crate::{Error, Result};
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// Results, and all that is needed to make them again or to doubt them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct Record {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
@@ -77,7 +78,7 @@ impl Record {
 }
 
 /// One result. In JSON the field `bench` says which kind it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(tag = "bench", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Entry {
@@ -98,7 +99,7 @@ pub enum Entry {
 }
 
 /// Bytes per second (decimal: 10^9 is 1 GB/s), several times over.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Samples {
     /// The median of `samples`.
     pub bytes_per_second: f64,
@@ -118,7 +119,7 @@ impl Samples {
 }
 
 /// Reads of a file by one method, block size and depth.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct IoResult {
     /// `io_uring`, `threads`, `buffered` or `mmap`.
     pub ioengine: String,
@@ -150,7 +151,7 @@ pub struct IoResult {
 }
 
 /// Reads or copies of memory by some threads.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct HostResult {
     /// `read`, or `copy`, of which bytes read and bytes written both count.
     pub test: String,
@@ -168,7 +169,7 @@ pub struct HostResult {
 }
 
 /// Reads or copies of a device's memory by itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct DeviceResult {
     /// `read`, by a kernel that does nothing else; or `copy`, by the driver, of which bytes read and bytes written both
     /// count.
@@ -183,7 +184,7 @@ pub struct DeviceResult {
 }
 
 /// What the units that multiply do if nothing keeps them waiting.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct PeakResult {
     /// `cpu` or `cuda:0`.
     #[serde(default = "cpu")]
@@ -211,7 +212,7 @@ fn float32() -> String {
 }
 
 /// Copies between host and device of one size, from one kind of memory.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct PcieResult {
     /// The name that nvbandwidth gives it, `host_to_device_memcpy_ce`; or one of ours for what it has not.
     pub test: String,
@@ -229,7 +230,7 @@ pub struct PcieResult {
 }
 
 /// One operation on operands of one shape.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct KernelResult {
     /// Its name.
     pub operation: String,
@@ -259,7 +260,7 @@ pub struct KernelResult {
 }
 
 /// A model within a budget. Names that llama-bench has are llama-bench's, the others are ours.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, JsonSchema, Serialize, Deserialize)]
 pub struct RunResult {
     /// Its directory's name, or that of a shape.
     pub model: String,
@@ -353,7 +354,7 @@ fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
 }
 
 /// How long operations take, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Latency {
     /// Arithmetic mean.
     pub mean_us: f64,

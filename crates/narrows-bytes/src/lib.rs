@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 /// Sums saturate: they are made of what headers and manifests claim, and claims may be absurd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Bytes(pub u64);
 
 impl Bytes {

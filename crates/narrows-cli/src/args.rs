@@ -438,6 +438,7 @@ pub(crate) struct Schema {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DocumentName {
+    Bench,
     Doctor,
     Error,
     Eval,

@@ -38,8 +38,6 @@ pub(crate) enum Failure {
     Tuned { source: narrows::Error, flags: String },
     #[error("the plan takes {needed} of memory, and this machine has {available} available")]
     DoesNotFit { needed: Bytes, available: Bytes },
-    #[error("{0}")]
-    Device(String),
     /// Memory of a device was named, by its size or otherwise, and there is no device.
     #[error("--vram: no GPU computes here: {why}")]
     NoDevice { why: String, vram: Option<Bytes> },
@@ -162,7 +160,7 @@ impl Failure {
             Self::NotAModel { .. } => 4,
             Self::Tuned { .. } => 5,
             Self::DoesNotFit { .. } => 5,
-            Self::Device(_) | Self::NoDevice { .. } | Self::NamedDevice(_) => 6,
+            Self::NoDevice { .. } | Self::NamedDevice(_) => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
             Self::Interrupted { code } => *code,
             Self::StdoutClosed => 0,
@@ -170,8 +168,30 @@ impl Failure {
         }
     }
 
+    /// Whether the system gives no more open files, to this process or to all.
+    fn is_too_many_files(&self) -> bool {
+        use rustix::io::Errno;
+
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+            if code.is_some_and(|code| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code))
+            {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     /// What to try.
     fn hint(&self) -> Option<String> {
+        if self.is_too_many_files() {
+            return Some(
+                "every weight file stays open: `ulimit -n 65536` allows more, as far as the system's hard limit does"
+                    .to_owned(),
+            );
+        }
         match self {
             Self::CommandLine(error) => unknown_command(error),
             Self::Model(narrows::Error::Shard(error)) | Self::Shard(error) => error.hint().map(str::to_owned),
@@ -215,7 +235,6 @@ impl Failure {
             Self::Model(narrows::Error::OutOfMemory { .. } | narrows::Error::BeyondWorkload { .. }) => {
                 Some("a smaller --ctx or --kv-dtype bf16 makes the KV cache smaller".to_owned())
             }
-            Self::Device(_) => Some("--device cpu computes on the CPU".to_owned()),
             Self::NoDevice { vram: Some(size), .. } => Some(format!(
                 "drop --vram to compute on the CPU; `narrows plan MODEL --vram {}` says how a GPU of that size would do",
                 exactly(*size)

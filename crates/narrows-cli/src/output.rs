@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,8 @@ const EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct StatusLine {
     bar: Option<ProgressBar>,
+    /// Whether the bar was taken away.
+    cleared: Arc<AtomicBool>,
     /// When the last line was printed, where there is no bar.
     last: Option<Instant>,
 }
@@ -110,16 +113,18 @@ impl StatusLine {
             );
             bar
         };
-        match mode(output) {
-            ProgressMode::Bar => Self { bar: Some(bar()), last: None },
-            ProgressMode::None => Self { bar: None, last: None },
-            ProgressMode::Auto | ProgressMode::Plain => Self { bar: None, last: Some(Instant::now()) },
-        }
+        let (bar, last) = match mode(output) {
+            ProgressMode::Bar => (Some(bar()), None),
+            ProgressMode::None => (None, None),
+            ProgressMode::Auto | ProgressMode::Plain => (None, Some(Instant::now())),
+        };
+        Self { bar, cleared: Arc::default(), last }
     }
 
     /// Shows the line that `text` makes, if it is time.
     pub(crate) fn set(&mut self, text: impl FnOnce() -> String) {
         match (&self.bar, &mut self.last) {
+            (Some(_), _) if self.cleared.load(Ordering::Relaxed) => {}
             (Some(bar), _) => bar.set_message(text()),
             (None, Some(last)) if last.elapsed() >= EVERY => {
                 *last = Instant::now();
@@ -129,10 +134,22 @@ impl StatusLine {
         }
     }
 
-    /// Takes the line away.
+    /// Takes the line away; what is set afterwards does not bring it back.
     pub(crate) fn clear(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.bar
+            && !self.cleared.swap(true, Ordering::Relaxed)
+        {
             bar.finish_and_clear();
+        }
+    }
+
+    /// Shows it again with what is set next.
+    pub(crate) fn restart(&self) {
+        if let Some(bar) = &self.bar {
+            // Of what was shown last nothing is left.
+            bar.set_message("");
+            bar.reset();
+            self.cleared.store(false, Ordering::Relaxed);
         }
     }
 }

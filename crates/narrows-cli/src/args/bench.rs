@@ -106,8 +106,8 @@ pub(crate) struct BenchHost {
     #[arg(long, value_name = "TEST", value_delimiter = ',', default_value = "read,copy,flops", value_parser = test)]
     pub(crate) test: Vec<Test>,
     /// Threads at a time, a list [default: 1, 2, 4 ... and all of the machine's].
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub(crate) threads: Vec<usize>,
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = super::threads)]
+    pub(crate) threads: Vec<NonZeroUsize>,
     /// Pages that the memory is in, a list.
     #[arg(long, value_name = "huge|small", value_delimiter = ',', default_value = "huge,small", value_parser = pages)]
     pub(crate) pages: Vec<Pages>,
@@ -180,7 +180,7 @@ pub(crate) struct BenchKernels {
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "cpu", value_parser = super::device)]
     pub(crate) device: super::Device,
     /// Threads that compute on the CPU [default: all of the machine's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Memory that copies of a matrix are spread over, so that none is in a cache; a larger matrix is cut.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = fio_size)]
@@ -222,7 +222,7 @@ pub(crate) struct BenchRun {
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", value_parser = super::device)]
     pub(crate) device: super::Device,
     /// Threads that compute [default: all of the machine's].
-    #[arg(short = 't', long, value_name = "N")]
+    #[arg(short = 't', long, value_name = "N", value_parser = super::threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Rows of a prompt that one step computes at most.
     #[arg(long, value_name = "N")]

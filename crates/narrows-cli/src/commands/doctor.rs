@@ -59,7 +59,6 @@ pub(super) struct Report {
 struct DiskReport {
     #[serde(serialize_with = "lossy")]
     path: PathBuf,
-    #[schemars(with = "Option<serde_json::Value>")]
     disk: Option<Disk>,
     /// `io_uring`, `threads`, `buffered` or `mmap`.
     ioengine: Option<&'static str>,
@@ -89,7 +88,6 @@ struct DeviceReport {
     available_bytes: Option<u64>,
     context_bytes: Option<u64>,
     /// As it was right after some copies.
-    #[schemars(with = "Option<serde_json::Value>")]
     link: Option<Link>,
     /// What pinned copies to it reach.
     h2d_bytes_per_second: Option<f64>,

@@ -37,10 +37,76 @@ pub(super) struct Report<'a> {
     sliding_windows: &'a [Option<usize>],
     rope_theta: f64,
     /// Absent where positions are not scaled.
-    rope_scaling: Option<String>,
+    rope_scaling: Option<ScalingReport>,
     tensors: Option<Vec<TensorReport<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<deviation::Report>,
+}
+
+/// How positions beyond those of training are scaled, in the words of config.json.
+#[derive(JsonSchema, Serialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+enum ScalingReport {
+    Linear {
+        factor: f64,
+    },
+    Dynamic {
+        factor: f64,
+        original_max_position_embeddings: usize,
+    },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+    Yarn {
+        factor: f64,
+        original_max_position_embeddings: usize,
+        beta_fast: f64,
+        beta_slow: f64,
+        truncate: bool,
+        attention_factor: f64,
+    },
+}
+
+impl ScalingReport {
+    fn of(scaling: &RopeScaling) -> Option<Self> {
+        Some(match *scaling {
+            RopeScaling::None => return None,
+            RopeScaling::Linear { factor } => Self::Linear { factor },
+            RopeScaling::Dynamic { factor, trained } => {
+                Self::Dynamic { factor, original_max_position_embeddings: trained }
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, trained } => Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: trained,
+            },
+            RopeScaling::Yarn { factor, trained, beta_fast, beta_slow, truncate, attention_factor } => {
+                Self::Yarn {
+                    factor,
+                    original_max_position_embeddings: trained,
+                    beta_fast,
+                    beta_slow,
+                    truncate,
+                    attention_factor,
+                }
+            }
+        })
+    }
+
+    /// `llama3 by 8`.
+    fn line(&self) -> String {
+        let (name, factor) = match self {
+            Self::Linear { factor } => ("linear", factor),
+            Self::Dynamic { factor, .. } => ("dynamic", factor),
+            Self::Llama3 { factor, .. } => ("llama3", factor),
+            Self::Yarn { factor, .. } => ("yarn", factor),
+        };
+        format!("{name} by {factor}")
+    }
 }
 
 #[derive(JsonSchema, Serialize)]
@@ -110,7 +176,7 @@ fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
         max_positions: a.max_positions,
         sliding_windows: &a.windows,
         rope_theta: a.rope.theta,
-        rope_scaling: (a.rope.scaling != RopeScaling::None).then(|| format!("{:?}", a.rope.scaling)),
+        rope_scaling: ScalingReport::of(&a.rope.scaling),
         tensors: with_tensors.then_some(tensors),
         error: None,
     })
@@ -141,7 +207,8 @@ fn table(r: &Report<'_>) -> String {
     if let Some(window) = r.sliding_windows.iter().flatten().next() {
         line("window", format!("{window} positions in {windowed} of {} layers", r.layers));
     }
-    let scaling = r.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", scaling {scaling}"));
+    let scaling =
+        r.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", scaling {}", scaling.line()));
     line("rope", format!("theta {}{scaling}", r.rope_theta));
     line("context", r.max_positions.map_or_else(|| "any length".to_owned(), |n| format!("{n} positions")));
     if let Some(tensors) = &r.tensors {

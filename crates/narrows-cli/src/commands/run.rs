@@ -307,14 +307,18 @@ fn generate(
     let interrupt = Interrupt::listen();
     let to_stdout = !output.json && matches!(requests, [Request { prompt: Prompt::Encoded { .. }, .. }]);
     let stdout = RefCell::new(Ok(()));
-    // On a terminal the text itself shows how far it is.
-    let quiet = to_stdout && std::io::stdout().is_terminal();
-    let status = StatusLine::new(&Output { quiet: quiet || output.quiet, ..output.clone() });
+    // On a terminal the text itself shows how far it is, once it begins.
+    let among_text = to_stdout && std::io::stdout().is_terminal();
+    let status = StatusLine::new(output);
     engine.cancel_on(Interrupt::flag());
-    let tokens = watch(engine, &status, requests);
+    let wanted = requests.iter().map(|request| request.max_new_tokens).sum();
+    let tokens = watch(engine, &status, Some(wanted));
     let generated = engine.generate(requests, |event| {
         tokens.fetch_add(usize::from(event.token.is_some()), Ordering::Relaxed);
         if to_stdout {
+            if among_text && !event.text.is_empty() {
+                status.clear();
+            }
             *stdout.borrow_mut() = write(event.text);
         }
         if interrupt.came() || stdout.borrow().is_err() {
@@ -343,7 +347,7 @@ fn generate(
 }
 
 /// How long the current pass still takes, for the answer to a signal.
-pub(super) struct PassClock {
+struct PassClock {
     layers: usize,
     start: Instant,
     /// Of a pass of one row, as planned.
@@ -351,14 +355,14 @@ pub(super) struct PassClock {
 }
 
 impl PassClock {
-    pub(super) fn new(engine: &Engine) -> Self {
+    fn new(engine: &Engine) -> Self {
         let planned = Duration::try_from_secs_f64(engine.plan().seconds_per_token()).unwrap_or_default();
         Self { layers: engine.model().architecture().layers, start: Instant::now(), planned }
     }
 
     /// A pass comes to `layer`. Half as much again as the layers so far say is room for a head and for a disk whose
     /// speed changes.
-    pub(super) fn at(&mut self, layer: usize) {
+    fn at(&mut self, layer: usize) {
         let left = if layer == 0 {
             self.start = Instant::now();
             self.planned
@@ -370,20 +374,21 @@ impl PassClock {
     }
 }
 
-/// Keeps the status line up to date, layer by layer; returns the count of tokens for it.
-fn watch(engine: &mut Engine, status: &StatusLine, requests: &[Request]) -> Arc<AtomicUsize> {
+/// Keeps the status line up to date, layer by layer; returns the count of tokens for it, of which so many are `wanted`
+/// at most, if that tells how long it takes.
+pub(super) fn watch(engine: &mut Engine, status: &StatusLine, wanted: Option<usize>) -> Arc<AtomicUsize> {
     let tokens = Arc::new(AtomicUsize::new(0));
     let (layers, monitor) = (engine.model().architecture().layers, engine.monitor());
-    let wanted: usize = requests.iter().map(|request| request.max_new_tokens).sum();
     let (counted, mut status, start) = (Arc::clone(&tokens), status.clone(), Instant::now());
     let mut pass = PassClock::new(engine);
     engine.on_layer(move |layer| {
         pass.at(layer);
         status.set(|| {
-            let done = counted.load(Ordering::Relaxed);
             let disk = monitor.stats().disk.bytes_per_second() / 1e9;
-            let mut line =
-                format!("layer {}/{layers} | {disk:.2} GB/s disk | tok {done}/{wanted}", layer + 1);
+            let mut line = format!("layer {}/{layers} | {disk:.2} GB/s disk", layer + 1);
+            let Some(wanted) = wanted else { return line };
+            let done = counted.load(Ordering::Relaxed);
+            line += &format!(" | tok {done}/{wanted}");
             if done > 0 {
                 let each = start.elapsed().as_secs_f64() / done as f64;
                 let left = each * (wanted.saturating_sub(done)) as f64;
@@ -448,17 +453,12 @@ fn report(
     }
 }
 
-fn seconds_per_token(stats: &Stats) -> Option<f64> {
+pub(super) fn seconds_per_token(stats: &Stats) -> Option<f64> {
     (stats.decode_tokens > 0).then(|| stats.decode.as_secs_f64() / stats.decode_tokens as f64)
 }
 
 /// What a generation took, in one line.
-pub(super) fn closing_line(
-    engine: &Engine,
-    stats: &Stats,
-    completions: &[Completion],
-    requests: &[Request],
-) -> String {
+fn closing_line(engine: &Engine, stats: &Stats, completions: &[Completion], requests: &[Request]) -> String {
     let mut line = count(stats.new_tokens, "token");
     if let Some(time) = seconds_per_token(stats) {
         let predicted = seconds(engine.plan().seconds_per_token());

@@ -9,6 +9,7 @@ use crate::output::write;
 
 pub(crate) fn schema(args: &Args) -> Result<()> {
     let schema = match args.document {
+        DocumentName::Bench => of::<narrows_bench::Record>(),
         DocumentName::Doctor => of::<doctor::Report>(),
         DocumentName::Error => of::<ErrorReport>(),
         DocumentName::Eval => of::<eval::Report>(),

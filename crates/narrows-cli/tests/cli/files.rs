@@ -298,3 +298,40 @@ fn a_pack_onto_its_own_source_is_an_impossible_request() {
     copy_dir(&demo(), &model);
     run(args!["pack", &model, "-o", &model]).refused(2, "overlaps");
 }
+
+/// A system that gives too few open files is named with the way out.
+#[test]
+fn too_few_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let pack = dir.path().join("pack");
+    run(args!["pack", demo(), "-o", &pack]).ok();
+    for io in ["direct", "buffered", "mmap"] {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n 8; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_narrows")]);
+        command.args(args!["run", &pack, "-p", "a", "-n", "1", "--speeds", "assumed", "--device", "cpu"]);
+        let ran = Ran::of(&command.args(["--io", io, "--ram", "8M"]).output().unwrap());
+        ran.refused(9, "");
+        assert!(ran.err.contains("hint: ") && ran.err.contains("ulimit -n"), "{io}: {}", ran.err);
+    }
+}
+
+/// Figures that are kept behind a link stay there.
+#[test]
+fn figures_are_written_through_links() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, kept) = (dir.path().join("narrows"), dir.path().join("kept.json"));
+    fs::create_dir(&cache).unwrap();
+    symlink(&kept, cache.join("figures.json")).unwrap();
+    for _ in 0..2 {
+        let mut command = narrows();
+        command.env("XDG_CACHE_HOME", dir.path());
+        command.args(["bench", "host", "--test", "read", "--pages", "huge", "--threads", "1"]);
+        let ran =
+            Ran::of(&command.args(["--size", "16M", "--runtime", "1ms", "--loops", "1"]).output().unwrap());
+        assert!(!ran.ok().err.contains("not kept"));
+        assert!(fs::symlink_metadata(cache.join("figures.json")).unwrap().is_symlink());
+        assert!(fs::read_to_string(&kept).unwrap().contains("narrows bench host"));
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), 1, "nothing else is left");
+    }
+    run(["bench", "host", "--threads", "100000"]).refused(2, "1024");
+}

@@ -105,7 +105,7 @@ fn completions_and_manual_pages() {
 #[test]
 fn schemas() {
     let documents =
-        ["doctor", "error", "eval", "inspect", "logits", "pack", "plan", "run", "synth", "verify"];
+        ["bench", "doctor", "error", "eval", "inspect", "logits", "pack", "plan", "run", "synth", "verify"];
     for name in documents {
         let schema = run(["schema", name]).ok().out;
         let path = crate::harness::root().join(format!("docs/schema/{name}.json"));
@@ -131,5 +131,6 @@ fn schemas() {
     held("inspect", &ask(&["inspect", "DEMO", "--json"]));
     held("verify", &ask(&["verify", "DEMO", "--json"]));
     held("doctor", &ask(&["doctor", "--json"]));
+    held("bench", &ask(&["bench", "host", "--size", "16M", "--runtime", "1ms", "--loops", "1", "--json"]));
     held("error", &ask(&["run", "nowhere", "-p", "a", "--json"]));
 }

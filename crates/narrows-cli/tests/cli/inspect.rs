@@ -178,3 +178,43 @@ impl Ran {
         );
     }
 }
+
+/// How positions are scaled is data, in the words of config.json.
+#[test]
+fn scaled_positions() {
+    let scaling = |name: &str| {
+        let ran = run(args!["inspect", checkpoint(name), "--json"]).ok();
+        let text = run(args!["inspect", checkpoint(name)]).ok().out;
+        let line = text.lines().find(|line| line.starts_with("rope ")).unwrap().to_owned();
+        (ran.json()["rope_scaling"].clone(), line)
+    };
+    assert!(scaling("llama").0.is_null() && !scaling("llama").1.contains("scaling"));
+    for (name, keys, words) in [
+        ("rope-linear", &["factor"][..], "scaling linear by "),
+        ("rope-dynamic", &["factor", "original_max_position_embeddings"], "scaling dynamic by "),
+        (
+            "llama3-rope-tied-sharded",
+            &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+            "scaling llama3 by ",
+        ),
+        (
+            "rope-yarn",
+            &[
+                "factor",
+                "original_max_position_embeddings",
+                "beta_fast",
+                "beta_slow",
+                "truncate",
+                "attention_factor",
+            ],
+            "scaling yarn by ",
+        ),
+    ] {
+        let (json, line) = scaling(name);
+        let found: Vec<_> = json.as_object().unwrap().keys().filter(|key| *key != "rope_type").collect();
+        assert_eq!(found, keys, "{name}");
+        assert_eq!(json["rope_type"], words.split(' ').nth(1).unwrap(), "{name}");
+        let factor = json["factor"].as_f64().unwrap();
+        assert!(factor > 1.0 && line.contains(&format!("{words}{factor}")), "{name}: {line}");
+    }
+}

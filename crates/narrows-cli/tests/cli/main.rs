@@ -16,4 +16,5 @@ mod numbers;
 mod output;
 mod pack;
 mod plan;
+mod readme;
 mod run;

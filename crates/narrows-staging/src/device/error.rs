@@ -16,6 +16,12 @@ pub enum DeviceError {
         /// How many there are.
         count: usize,
     },
+    /// It is the software driver, which is there for tests, and nobody asked for it.
+    #[error("{name}: the software driver is used only when it is named")]
+    Software {
+        /// Its name.
+        name: String,
+    },
     /// The device has less memory free than the budget promised.
     #[error("the device has no {wanted} for {what}: {free} are free")]
     OutOfMemory {

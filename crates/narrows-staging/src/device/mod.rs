@@ -139,6 +139,14 @@ impl Device {
         self.name().contains("software")
     }
 
+    /// Refuses the software driver, for whoever takes the first device that there is.
+    ///
+    /// # Errors
+    /// [`DeviceError::Software`].
+    pub fn require_gpu(&self) -> Result<(), DeviceError> {
+        if self.is_software() { Err(DeviceError::Software { name: self.name().to_owned() }) } else { Ok(()) }
+    }
+
     /// Its number.
     #[must_use]
     pub fn ordinal(&self) -> usize {

@@ -13,7 +13,7 @@ use narrows_staging::device::{DeviceError, Event, Priority, Stream};
 pub use self::assumed::AssumedDevice;
 pub use self::nvml::Link;
 use self::nvml::Managed;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A CUDA device with all kernels loaded. Clones are the same device.
 #[derive(Clone)]
@@ -61,13 +61,8 @@ impl Device {
     /// As [`Device::open`].
     pub fn open_gpu(ordinal: usize) -> Result<Self> {
         let device = Self::open(ordinal)?;
-        match device.is_software() {
-            true => Err(Error::Request(format!(
-                "{}: the software driver is used only when it is named",
-                device.name()
-            ))),
-            false => Ok(device),
-        }
+        device.0.device.require_gpu()?;
+        Ok(device)
     }
 
     /// The CUDA toolkit that the kernels of this program were compiled with, 13000 for 13.0; `None` if they were

@@ -12,7 +12,7 @@ pub(super) fn host(output: &Output, args: &BenchHost) -> Result<()> {
     let all = Settings::thread_counts(session.machine.threads);
     let settings = Settings {
         tests: args.test.clone(),
-        threads: if args.threads.is_empty() { all } else { args.threads.clone() },
+        threads: if args.threads.is_empty() { all } else { args.threads.iter().map(|n| n.get()).collect() },
         pages: args.pages.clone(),
         size: args.size,
         runtime: args.runtime,

@@ -53,10 +53,10 @@ fn open(output: &Output, which: Device) -> Result<Option<Loaded>> {
         Device::Cuda(ordinal) => Loaded::open(ordinal)?,
         Device::Auto => {
             let why = match Loaded::open(0) {
-                Ok(loaded) if !loaded.device().is_software() => return Ok(Some(said(output, loaded))),
-                Ok(loaded) => {
-                    format!("{}: the software driver is used only when it is named", loaded.device().name())
-                }
+                Ok(loaded) => match loaded.device().require_gpu() {
+                    Ok(()) => return Ok(Some(said(output, loaded))),
+                    Err(error) => error.to_string(),
+                },
                 Err(error) => error.to_string(),
             };
             say(output, &format!("device: cpu ({why})"));

@@ -49,13 +49,8 @@ fn open(which: Option<crate::args::Device>) -> Result<Device> {
         Some(Which::Cpu) => Err(Failure::Usage("--device cpu: there is no link to it".to_owned())),
         None | Some(Which::Auto) => {
             let device = open(0)?;
-            match device.is_software() {
-                true => Err(Failure::Device(format!(
-                    "{}: the software driver is used only when it is named",
-                    device.name()
-                ))),
-                false => Ok(device),
-            }
+            device.require_gpu().map_err(|error| Failure::Bench(error.into()))?;
+            Ok(device)
         }
     }
 }
