@@ -33,6 +33,8 @@ struct Tile {
     static constexpr int STAGES = NARROWS_ARCH >= 80 ? STAGES_ : 2;
     static constexpr int WARPS_WEIGHTS = WEIGHTS / WARP_WEIGHTS;
     static constexpr int THREADS = WARPS_WEIGHTS * (X / WARP_X) * WARP;
+    // That a multiprocessor has registers for: of few rows two, since one alone leaves it waiting.
+    static constexpr int BLOCKS = WEIGHTS * X <= 64 * 64 ? 2 : 1;
     static constexpr int WEIGHTS_BYTES = WEIGHTS * CHUNKS * 16;
     static constexpr int STAGE_BYTES = (WEIGHTS + X) * CHUNKS * 16;
 
@@ -50,6 +52,7 @@ struct Tile {
 // By asynchronous copies of 16 bytes, which rows of whole multiples of 16 bytes allow.
 template <typename T>
 struct Aligned {
+    static constexpr int BLOCKS = 2;
     static __device__ __forceinline__ void chunk(unsigned char* to, const T* row, uint32_t col, uint32_t cols) {
         const bool inside = col < cols;
         cp_async_16(to, row + (inside ? col : 0), inside ? 16 : 0);
@@ -59,6 +62,8 @@ struct Aligned {
 // Element by element, for all other rows.
 template <typename T>
 struct Unaligned {
+    // It takes many registers.
+    static constexpr int BLOCKS = 1;
     static __device__ __forceinline__ void chunk(unsigned char* to, const T* row, uint32_t col, uint32_t cols) {
         constexpr int ELEMENTS = 16 / sizeof(T);
 #pragma unroll
@@ -345,8 +350,11 @@ using Small = Tile<64, 64, 32, 32, 8, 2>;
 using Large = Tile<128, 128, 64, 64, 4, 3>;
 using Huge = Tile<256, 128, 64, 64, 4, 4>;
 
+constexpr int min_blocks(int a, int b) { return a < b ? a : b; }
+
 #define GEMM(shape, Shape, Loader, encoding, T, ...) \
-    KERNEL __launch_bounds__(Shape::THREADS) gemm_##shape##_##encoding(const GemmParams p) { \
+    KERNEL __launch_bounds__(Shape::THREADS, min_blocks(Shape::BLOCKS, Loader<T>::BLOCKS)) \
+        gemm_##shape##_##encoding(const GemmParams p) { \
         gemm<T, Shape, __VA_ARGS__, Loader<T>>(p); \
     }
 // Every encoding of weights in one shape, Decoded_ where it is quantised, with x loaded by Loader.
