@@ -7,23 +7,36 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use narrows_shard::Cancel;
 
 use crate::failure::{Failure, Result};
 
 /// What is to be deleted where the program ends before it is complete.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// The pack that is being written, which knows its files itself.
+static PACK: OnceLock<Cancel> = OnceLock::new();
+
 /// Links that a path may pass, as in Linux.
 const MOST_LINKS: usize = 40;
 
 /// Deletes what is unfinished, before the program ends in the middle of its work.
 pub(crate) fn discard_unfinished() {
+    if let Some(pack) = PACK.get() {
+        pack.discard();
+    }
     let mut unfinished = UNFINISHED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for path in unfinished.drain(..).rev() {
         // A directory that was made for the files in it, or a file.
         let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
     }
+}
+
+/// What a pack is given up with, also where the program ends in the middle of it: one in the life of the program.
+pub(crate) fn pack_until(flag: Arc<std::sync::atomic::AtomicBool>) -> &'static Cancel {
+    PACK.get_or_init(|| Cancel::on(flag))
 }
 
 /// Something that is deleted unless it is kept.

@@ -40,7 +40,7 @@ pub use header::{FILLER_PREFIX, Header, parse_header};
 pub use manifest::{MANIFEST, Manifest, PackedFile, Source, SourceFile};
 pub use narrows_bytes::Bytes;
 pub use pack::{
-    Layout, PackOptions, PackReport, Progress, ShardLayout, Step, available_space, open_source, pack,
+    Cancel, Layout, PackOptions, PackReport, Progress, ShardLayout, Step, available_space, open_source, pack,
     pack_until,
 };
 pub use safetensors::Dtype;

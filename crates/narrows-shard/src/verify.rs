@@ -41,7 +41,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Veri
         let weights = WeightFiles::open(dir)?;
         let mut meter = Meter::new(progress, weights.files().iter().map(|file| file.len).sum());
         for file in weights.files() {
-            checksum_file(&file.path, &mut |len| meter.add(Step::Verifying, &file.name(), len))?;
+            checksum_file(&file.path, &mut |len| {
+                meter.add(Step::Verifying, &file.name(), len);
+                Ok(())
+            })?;
         }
         return Ok(VerifyReport {
             files: weights.files().len(),
@@ -52,7 +55,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Veri
     };
     let mut meter = Meter::new(progress, manifest.packed_files().map(|file| file.size).sum());
     for file in manifest.packed_files() {
-        verify_file(dir, file, &mut |len| meter.add(Step::Verifying, &file.name, len))?;
+        verify_file(dir, file, &mut |len| {
+            meter.add(Step::Verifying, &file.name, len);
+            Ok(())
+        })?;
     }
     // The bytes are those that were packed; whether they make a pack is a question of its own.
     WeightFiles::open(dir)?;
@@ -75,8 +81,12 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Compares a file on disk with what was recorded of it.
-pub(crate) fn verify_file(dir: &Path, file: &PackedFile, read: &mut dyn FnMut(u64)) -> Result<(), Error> {
+/// Compares a file on disk with what was recorded of it; `read` hears of every piece, and may end it.
+pub(crate) fn verify_file(
+    dir: &Path,
+    file: &PackedFile,
+    read: &mut dyn FnMut(u64) -> Result<(), Error>,
+) -> Result<(), Error> {
     let path = dir.join(&file.name);
     require_size(&path, file.size)?;
     let found = checksum_file(&path, read)?;
@@ -99,8 +109,8 @@ pub(crate) fn require_size(path: &Path, size: Bytes) -> Result<(), Error> {
     Ok(())
 }
 
-/// The checksum of a file; `read` hears of every piece.
-fn checksum_file(path: &Path, read: &mut dyn FnMut(u64)) -> Result<Checksum, Error> {
+/// The checksum of a file; `read` hears of every piece, and may end it.
+fn checksum_file(path: &Path, read: &mut dyn FnMut(u64) -> Result<(), Error>) -> Result<Checksum, Error> {
     let (mut file, _) = open_file(path)?;
     let mut sum = Checksummer::new();
     let mut buffer = vec![0; CHUNK];
@@ -116,6 +126,6 @@ fn checksum_file(path: &Path, read: &mut dyn FnMut(u64)) -> Result<Checksum, Err
         will_need(&file, offset + AHEAD, len as u64);
         sum.update(&buffer[..len]);
         offset += len as u64;
-        read(len as u64);
+        read(len as u64)?;
     }
 }

@@ -55,7 +55,7 @@ pub(crate) fn pack(output: &Output, args: &Pack) -> Result<()> {
         &model.pack_layout(&quantisation),
         &args.output,
         &options,
-        &Interrupt::flag(),
+        crate::outfile::pack_until(Interrupt::flag()),
         &mut |progress: narrows_shard::Progress<'_>| display.set(progress.done.get()),
     );
     display.clear();

@@ -31,3 +31,41 @@ fn a_prompt_is_given_up() {
         assert!(lines.contains("interrupted: stopping after this pass"), "{lines}");
     }
 }
+
+/// Two signals, the second while the first is being obeyed: the pack ends wherever it is, leaves no file that is only
+/// there for the time of packing, and goes on with another call to the same bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pack_is_given_up_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |out: &std::path::Path| {
+        let entries = std::fs::read_dir(out).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let unfinished = |name: &String| name.ends_with(".partial") || name == "narrows.lock";
+    let pack = |out: &std::path::Path| {
+        let mut command = narrows();
+        command.args(args!["pack", demo(), "-o", out]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut ended = 0;
+    for round in 0..20 {
+        let out = dir.path().join(round.to_string());
+        let mut child = pack(&out);
+        let pid = Pid::from_child(&child);
+        // At another place each time: when so many files are there, partial ones among them.
+        while names(&out).len() <= round % 5 && child.try_wait().unwrap().is_none() {}
+        // Stopped, it finds both signals when it goes on.
+        for signal in [Signal::STOP, Signal::INT, Signal::TERM, Signal::CONT] {
+            let _ = kill_process(pid, signal);
+        }
+        let code = child.wait().unwrap().code();
+        assert!(matches!(code, Some(0 | 130 | 143)), "{code:?}");
+        ended += usize::from(code != Some(0));
+        let left: Vec<_> = names(&out).into_iter().filter(unfinished).collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(pack(&out).wait().unwrap().code(), Some(0));
+        crate::harness::run(args!["verify", &out, "-q"]).ok();
+    }
+    assert!(ended > 0);
+}

@@ -30,6 +30,14 @@ pub(crate) trait Disk {
         File::options().read(true).write(true).create(true).truncate(false).open(path)
     }
 
+    /// Whether to go on with what takes long.
+    fn go_on(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The lock file at `path` is this pack's now, to be removed at its end.
+    fn locked(&self, _path: &Path) {}
+
     fn write(&self, _path: &Path, mut file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
     }

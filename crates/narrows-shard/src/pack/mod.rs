@@ -4,6 +4,7 @@
 //! done, so that a pack interrupted at any moment goes on where it stopped and ends with the same bytes. The
 //! protocol is written down in docs/FORMAT.md.
 
+mod cancel;
 mod consume;
 mod copy;
 mod disk;
@@ -17,21 +18,19 @@ mod run;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::checksum::Checksummer;
 use crate::manifest::Source;
 use crate::verify::{require_size, verify_file};
-use crate::{
-    Bytes, Encoding, Error, MANIFEST, Manifest, PackedFile, Reader, SourceFile, Tensor, WeightFiles,
-};
+use crate::{Bytes, Encoding, Error, MANIFEST, Manifest, PackedFile, SourceFile, WeightFiles};
 
+pub use cancel::Cancel;
+use cancel::Cancelled;
 use copy::Copier;
+use disk::Disk;
 pub use disk::available_space;
-use disk::{Disk, RealDisk};
 pub(crate) use journal::Journal;
 pub(crate) use meter::Meter;
 pub use meter::{Progress, Step};
@@ -115,7 +114,7 @@ fn was_consumed_into(dir: &Path, out: &Path) -> Result<bool, Error> {
         return Ok(false);
     }
     let Some(manifest) = Manifest::read(out)? else { return Ok(false) };
-    let same_sidecars = manifest.sidecars.iter().all(|file| verify_file(dir, file, &mut |_| {}).is_ok());
+    let same_sidecars = manifest.sidecars.iter().all(|file| verify_file(dir, file, &mut |_| Ok(())).is_ok());
     let no_weights =
         manifest.source.files.iter().all(|file| dir.join(&file.name).symlink_metadata().is_err());
     Ok(no_weights && same_sidecars && !manifest.sidecars.is_empty())
@@ -146,7 +145,7 @@ pub fn pack(
     options: &PackOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PackReport, Error> {
-    pack_until(source, layout, out, options, &AtomicBool::new(false), progress)
+    pack_until(source, layout, out, options, &Cancel::default(), progress)
 }
 
 /// As [`pack()`], until `cancel` is set: then what is being written is given up and removed, and what is finished stays
@@ -160,35 +159,12 @@ pub fn pack_until(
     layout: &Layout,
     out: &Path,
     options: &PackOptions,
-    cancel: &AtomicBool,
+    cancel: &Cancel,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PackReport, Error> {
-    let disk = Cancelled { cancel, out };
-    match pack_on(&disk, source, layout, out, options, progress) {
-        Err(_) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled { path: out.to_owned() }),
+    match pack_on(&Cancelled { cancel, out }, source, layout, out, options, progress) {
+        Err(_) if cancel.is_set() => Err(Error::Cancelled { path: out.to_owned() }),
         result => result,
-    }
-}
-
-/// The disk of a caller who may want to stop: it reads and writes no more then.
-struct Cancelled<'a> {
-    cancel: &'a AtomicBool,
-    out: &'a Path,
-}
-
-impl Disk for Cancelled<'_> {
-    fn write(&self, path: &Path, file: &File, bytes: &[u8]) -> io::Result<()> {
-        match self.cancel.load(Ordering::Relaxed) {
-            true => Err(io::ErrorKind::Interrupted.into()),
-            false => RealDisk.write(path, file, bytes),
-        }
-    }
-
-    fn read(&self, reader: &Reader, tensor: &Tensor, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        match self.cancel.load(Ordering::Relaxed) {
-            true => Err(Error::Cancelled { path: self.out.to_owned() }),
-            false => RealDisk.read(reader, tensor, offset, buf),
-        }
     }
 }
 

@@ -198,6 +198,7 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<File, Error> {
         }
         // Whoever had the lock may have deleted the file between our opening and locking it.
         if is_still_at(&file, &path) {
+            disk.locked(&path);
             return Ok(file);
         }
     }

@@ -107,8 +107,13 @@ impl<'a> Run<'a> {
     fn check_finished(&mut self, meter: &mut Meter<'_>) -> Result<(), Error> {
         for i in 0..self.journal.finished.len() {
             let file = &self.journal.finished[i];
-            let checked =
-                verify_file(self.out.dir(), file, &mut |len| meter.add(Step::Verifying, &file.name, len));
+            let checked = verify_file(self.out.dir(), file, &mut |len| {
+                meter.add(Step::Verifying, &file.name, len);
+                self.disk.go_on()
+            });
+            if matches!(checked, Err(Error::Cancelled { .. })) {
+                return checked;
+            }
             // Unless its source may be gone: then somebody has to look at it.
             if checked.is_err() && self.journal.consumed.is_empty() {
                 self.journal.finished.remove(i);
@@ -151,7 +156,10 @@ impl<'a> Run<'a> {
             return Err(changed(&self.source.dir().join(name)));
         }
         if self.consume {
-            verify_file(self.out.dir(), &packed, &mut |len| meter.add(Step::Verifying, name, len))?;
+            verify_file(self.out.dir(), &packed, &mut |len| {
+                meter.add(Step::Verifying, name, len);
+                self.disk.go_on()
+            })?;
         }
         self.written += packed.size;
         self.journal.finished.push(packed);

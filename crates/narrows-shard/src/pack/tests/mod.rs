@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::disk::{Disk, RealDisk};
-use super::{Layout, PackOptions, PackReport, ShardLayout, open_source, pack_on, pack_until};
+use super::{Cancel, Layout, PackOptions, PackReport, ShardLayout, open_source, pack_on, pack_until};
 use crate::{Bytes, Encoding, Error, MANIFEST, verify};
 use faulty_disk::{Fault, FaultyDisk};
 
@@ -70,6 +70,23 @@ impl Scene {
             &PackOptions { consume_source, threads: 2 },
             &mut |_| {},
         )
+    }
+
+    /// Packs, and tells `each` how often it was called.
+    fn pack_until(&self, cancel: &Cancel, mut each: impl FnMut(&Cancel, usize)) -> Result<PackReport, Error> {
+        let source = open_source(&self.source(), &self.out())?;
+        let options = PackOptions { consume_source: false, threads: 2 };
+        let mut calls = 0;
+        pack_until(&source, &layout(), &self.out(), &options, cancel, &mut |_| {
+            calls += 1;
+            each(cancel, calls);
+        })
+    }
+
+    /// Names of what is there for the time of packing only.
+    fn unfinished(&self) -> Vec<String> {
+        let names = if self.out().exists() { self.packed() } else { BTreeMap::new() }.into_keys();
+        names.filter(|name| name.ends_with(".partial") || name == "narrows.lock").collect()
     }
 
     fn faulty(&self, fault: Fault, at: usize) -> FaultyDisk {
@@ -363,28 +380,65 @@ fn a_finished_file_that_is_not_as_it_was_is_found_before_the_manifest_is_written
 
 #[test]
 fn a_cancelled_pack_leaves_nothing_half_written_and_goes_on() {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     for after in [1, 3, 5] {
         let scene = Scene::new();
-        let source = open_source(&scene.source(), &scene.out()).unwrap();
-        let (cancel, mut calls) = (AtomicBool::new(false), 0);
-        let options = PackOptions { consume_source: false, threads: 2 };
-        let refused = pack_until(&source, &layout(), &scene.out(), &options, &cancel, &mut |_| {
-            calls += 1;
-            cancel.store(calls >= after, Ordering::Relaxed);
+        let refused = scene.pack_until(&Cancel::default(), |cancel, calls| {
+            if calls >= after {
+                cancel.set();
+            }
         });
         assert!(matches!(refused, Err(Error::Cancelled { .. })), "{refused:?}");
-        if scene.out().exists() {
-            let names: Vec<_> = scene.packed().into_keys().collect();
-            assert!(
-                !names.iter().any(|name| name.ends_with(".partial") || name == "narrows.lock"),
-                "{names:?}"
-            );
-        }
+        assert_eq!(scene.unfinished(), Vec::<String>::new());
         scene.pack(&RealDisk, false).unwrap();
         assert_eq!(scene.packed(), undisturbed(false).0);
     }
+}
+
+/// What a program does that ends at once: another thread may be within any operation of the disk.
+#[test]
+fn a_discarded_pack_leaves_nothing_half_written_at_that_moment_and_goes_on() {
+    let mut partial = 0;
+    for after in 1..12 {
+        let scene = Scene::new();
+        let refused = scene.pack_until(&Cancel::default(), |cancel, calls| {
+            if calls == after {
+                partial += usize::from(scene.unfinished().iter().any(|name| name.ends_with(".partial")));
+                assert!(scene.unfinished().contains(&"narrows.lock".to_owned()));
+                cancel.discard();
+                assert_eq!(scene.unfinished(), Vec::<String>::new());
+            }
+        });
+        assert!(matches!(refused, Err(Error::Cancelled { .. })), "{refused:?}");
+        assert_eq!(scene.unfinished(), Vec::<String>::new());
+        scene.pack(&RealDisk, false).unwrap();
+        assert_eq!(scene.packed(), undisturbed(false).0);
+    }
+    assert!(partial > 0);
+}
+
+/// What was finished before is read again first, which may take long; it stays finished.
+#[test]
+fn a_resumed_pack_is_given_up_while_it_reads_what_is_finished() {
+    let scene = Scene::new();
+    let cancel = Cancel::default();
+    let mut written = 0;
+    let _ = scene.pack_until(&cancel, |cancel, calls| {
+        written = calls;
+        if scene.packed().keys().filter(|name| name.ends_with(".safetensors")).count() == 2 {
+            cancel.set();
+        }
+    });
+    let finished = scene.packed();
+    let mut calls_of_second = 0;
+    let refused = scene.pack_until(&Cancel::default(), |cancel, calls| {
+        calls_of_second = calls;
+        cancel.set();
+    });
+    assert!(matches!(refused, Err(Error::Cancelled { .. })), "{refused:?}");
+    assert_eq!((calls_of_second, scene.packed()), (1, finished));
+    assert!(written > 1);
+    scene.pack(&RealDisk, false).unwrap();
+    assert_eq!(scene.packed(), undisturbed(false).0);
 }
 
 /// Files of the names that a pack uses for itself may be links to what is precious.
