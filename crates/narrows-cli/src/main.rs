@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod failure;
 mod figures;
+mod ids;
 mod input;
 mod interrupt;
 mod models;

@@ -1,4 +1,4 @@
-//! Damaged tokenizers and templates are errors: no panic, no signal, no hang, no memory without bound.
+//! Damaged tokenizers, templates and configurations are errors: no panic, no signal, no hang, no memory without bound.
 //!
 //! A few hundred damages by default; `NARROWS_TEST_MUTATIONS=10000 cargo test -p narrows --test mutations` makes as
 //! many of each kind, and `NARROWS_TEST_SEED` others.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-use narrows::{ChatOptions, ChatTemplate, Message, Text};
+use narrows::{Architecture, ChatOptions, ChatTemplate, GenerationDefaults, Message, Text};
 use serde_json::{Map, Value, json};
 
 struct Random(u64);
@@ -233,4 +233,41 @@ fn damaged_templates() {
         let _ = template.render(&messages, &options);
         check(start, &|| source.chars().take(300).collect());
     }
+}
+
+#[test]
+fn damaged_configurations() {
+    let mut random = Random(setting("NARROWS_TEST_SEED", 0x1234_5678_9abc_def1) | 1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["../../models/demo/config.json", "checkpoints/mixtral/config.json"];
+    let configs = files.map(data);
+    let asked = data("../../models/demo/generation_config.json");
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..setting("NARROWS_TEST_MUTATIONS", 300) {
+        let mut value = configs[random.below(2)].clone();
+        let mut generation = asked.clone();
+        damage_value(&mut random, &mut value);
+        damage_value(&mut random, &mut generation);
+        let (mut config, mut generation) =
+            (value.to_string().into_bytes(), generation.to_string().into_bytes());
+        if random.below(3) == 0 {
+            damage_bytes(&mut random, &mut config);
+            damage_bytes(&mut random, &mut generation);
+        }
+        std::fs::write(dir.path().join("generation_config.json"), &generation).unwrap();
+        let start = computed();
+        match Architecture::parse(Path::new("config.json"), &config) {
+            Ok(a) => {
+                read += 1;
+                let positions = a.max_positions.unwrap_or(4096).min(1 << 20);
+                assert!(a.rope.inverse_frequencies(positions).iter().all(|f| f.is_finite()));
+            }
+            Err(_) => refused += 1,
+        }
+        if let Ok(defaults) = GenerationDefaults::read(dir.path()) {
+            let _ = defaults.sampling(7).check();
+        }
+        check(start, &|| String::from_utf8_lossy(&config).chars().take(300).collect());
+    }
+    assert!(read > refused / 50 && refused > read / 50, "{read} read, {refused} refused");
 }

@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::{SCHEMA_VERSION, builder, start, write_trace};
 use crate::args::{Logits, Output};
 use crate::failure::{Failure, Result};
+use crate::ids::Ids;
 use crate::interrupt::Interrupt;
 use crate::models::locate;
 use crate::output::{Progress, Unit, lossy, write_json};
-use crate::tensors::{Ids, LogitsFile, read_ids};
+use crate::tensors::{LogitsFile, read_ids};
 
 #[derive(JsonSchema, Serialize)]
 pub(super) struct Report<'a> {
