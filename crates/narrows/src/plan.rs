@@ -391,7 +391,12 @@ fn host_plan(
         })
         .collect();
     let mut needs: Vec<_> = host_needs.iter().map(|(what, bytes)| Need::new(*what, *bytes)).collect();
-    let optional = [("tokenizer", settings.tokenizer), ("trace", settings.trace)];
+    // Tables were made with the model.
+    let optional = [
+        ("tokenizer", settings.tokenizer),
+        ("trace", settings.trace),
+        ("tables of weights", model.table_bytes()),
+    ];
     needs.extend(optional.iter().filter(|need| need.1 > Bytes(0)).map(|need| Need::new(need.0, need.1)));
     // What has a frame on the device is rarely asked of the host.
     let groups = tiling.experts.iter().map(Vec::len).sum::<usize>();

@@ -6,7 +6,7 @@ use narrows::{Model, Text, Workload};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, start, write_trace};
+use super::{SCHEMA_VERSION, builder, check_encoding, start, write_trace};
 use crate::args::{Eval, Output};
 use crate::failure::Result;
 use crate::input::read_text;
@@ -28,7 +28,9 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let text = read_text(&args.file)?;
     let model = Model::open(locate(&args.compute.model)?)?;
     let tokenizer = Arc::new(Text::read(model.dir())?);
+    check_encoding(&args.compute, &tokenizer, text.len())?;
     let tokens = tokenizer.encode(&text, true)?;
+    drop(text);
     let positions = args.compute.ctx.positions(model.architecture());
     let window = args.window.unwrap_or_else(|| positions.min(2048));
     let stride = args.stride.unwrap_or(window / 2);

@@ -82,21 +82,36 @@ fn open_or_shape(path: &Path, quantisation: &Quantisation, layers: Option<usize>
     }
 }
 
-/// Settings of the engine as the flags say, but for the device.
-fn builder(args: &Compute) -> Result<EngineBuilder> {
-    let ram = match args.ram {
+/// The cap on memory that the flags say.
+fn ram(args: &Compute) -> Result<Option<Bytes>> {
+    Ok(match args.ram {
         Ram::Size(size) => Some(size),
         Ram::Percent(percent) => Some(memory::share(percent / 100.0).ok_or_else(|| {
             Failure::Usage("--ram: nobody knows here how much memory is available; give a size".to_owned())
         })?),
         Ram::Auto => memory::automatic(),
-    };
+    })
+}
+
+/// Refuses a text that takes more than the budget while it is encoded, which is before there is a plan.
+fn check_encoding(args: &Compute, text: &Text, bytes: usize) -> Result<()> {
+    let minimum = text.memory() + Text::encoding_memory(bytes);
+    match ram(args)? {
+        Some(budget) if Text::encoding_memory(bytes) > Bytes(0) && minimum > budget => {
+            Err(narrows::Error::DoesNotFit { memory: "RAM", minimum, budget }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Settings of the engine as the flags say, but for the device.
+fn builder(args: &Compute) -> Result<EngineBuilder> {
     Ok(Engine::builder()
         .threads(args.threads)
         .chunk(args.chunk)
         .kv_encoding(args.kv_dtype)
         .context(args.ctx)
-        .ram(ram)
+        .ram(ram(args)?)
         .io(match args.io {
             Io::Auto => IoMode::Auto,
             Io::Direct => IoMode::Direct,
@@ -108,9 +123,10 @@ fn builder(args: &Compute) -> Result<EngineBuilder> {
         .trace(args.trace.is_some()))
 }
 
-/// What the program may take yet besides the plan.
-fn still_to_come() -> Bytes {
-    memory::PROGRAM.saturating_sub(memory::resident().unwrap_or(Bytes(0)))
+/// What a plan takes yet with the program itself: what is resident already, such as a tokenizer that was read, is part
+/// of it and no longer available.
+fn still_to_come(plan: Bytes, resident: Option<Bytes>) -> Bytes {
+    (plan + memory::PROGRAM).saturating_sub(resident.unwrap_or(Bytes(0)))
 }
 
 /// Measures, plans and starts an engine for `workload`, and says on stderr what to expect of `tokens` new ones (0: of
@@ -135,7 +151,7 @@ fn start(
     }
     let assumed = builder.plan(&model).map_err(|error| tuned(args, error))?;
     if let Some(available) = memory::available_memory()
-        && assumed.stream.total() + still_to_come() > available
+        && still_to_come(assumed.stream.total(), memory::resident()) > available
     {
         return Err(Failure::DoesNotFit { needed: assumed.stream.total(), available });
     }
@@ -174,4 +190,20 @@ fn write_trace(engine: &Engine, path: Option<&Path>) -> Result<()> {
     let mut file = BufWriter::new(OutFile::create(path)?);
     engine.write_trace(&mut file).map_err(failed)?;
     file.into_inner().map_err(|e| failed(e.into_error()))?.finish().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a cgroup that leaves a budget and what the program takes, and nothing more, a tokenizer that was read before
+    /// the plan is not asked for again.
+    #[test]
+    fn what_is_resident_is_no_longer_to_come() {
+        let (limit, budget, tokenizer) = (Bytes::mib(80), Bytes::mib(64), Bytes::mib(50));
+        let available = limit.saturating_sub(tokenizer);
+        assert!(still_to_come(budget, Some(tokenizer)) <= available);
+        assert!(still_to_come(budget + Bytes(1), Some(tokenizer)) > available);
+        assert_eq!(still_to_come(budget, None), limit);
+    }
 }

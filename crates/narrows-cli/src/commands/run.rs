@@ -15,7 +15,7 @@ use narrows::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, chat, given, start, write_trace};
+use super::{SCHEMA_VERSION, builder, chat, check_encoding, given, start, write_trace};
 use crate::amounts::{count, per_token, seconds};
 use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
@@ -246,15 +246,18 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
                 request
             })
             .collect(),
-        Input::Text(text) => {
+        Input::Text(prompt) => {
+            if let Some(text) = &text {
+                check_encoding(&args.compute, text, prompt.len())?;
+            }
             let prompt = if has_template {
-                Prompt::Chat(messages(system.as_deref(), text), chat_options())
+                Prompt::Chat(messages(system.as_deref(), prompt), chat_options())
             } else if system.is_some() {
                 let why =
                     if args.raw { "--raw uses no chat template" } else { "the model has no chat template" };
                 return Err(Failure::Usage(format!("--system: {why}")));
             } else {
-                Prompt::Text(text)
+                Prompt::Text(prompt)
             };
             vec![request(prompt, default_new)]
         }

@@ -28,6 +28,117 @@ fn a_budget_smaller_than_the_model() {
     }
 }
 
+/// A mixture of zeros with so many layers and experts, after the small one among the goldens: thousands of tensors.
+#[cfg(target_os = "linux")]
+fn many_experts(dir: &std::path::Path, layers: u64, experts: u64) {
+    use serde_json::{Map, Value, json};
+
+    let from = checkpoint("qwen3-moe");
+    std::fs::create_dir(dir).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    let key = ["num_experts", "num_local_experts"].into_iter().find(|key| config.get(key).is_some()).unwrap();
+    (config["num_hidden_layers"], config[key]) = (json!(layers), json!(experts));
+    if let Some(types) = config.get_mut("layer_types").and_then(Value::as_array_mut) {
+        types.resize(usize::try_from(layers).unwrap(), types[0].clone());
+    }
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let len = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let (mut tensors, mut end) = (Map::new(), 0);
+    let mut add = |name: String, like: &Value, rows: Option<u64>| {
+        let mut shape: Vec<u64> = serde_json::from_value(like["shape"].clone()).unwrap();
+        let old: u64 = shape.iter().product();
+        shape[0] = rows.unwrap_or(shape[0]);
+        let offsets: [u64; 2] = serde_json::from_value(like["data_offsets"].clone()).unwrap();
+        let start = end;
+        end += (offsets[1] - offsets[0]) / old * shape.iter().product::<u64>();
+        let tensor = json!({"dtype": like["dtype"], "shape": shape, "data_offsets": [start, end]});
+        tensors.insert(name, tensor);
+    };
+    for (name, like) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+        let Some(rest) = name.strip_prefix("model.layers.") else {
+            add(name.clone(), like, None);
+            continue;
+        };
+        let Some(rest) = rest.strip_prefix("0.") else { continue };
+        for layer in 0..layers {
+            match rest.strip_prefix("mlp.experts.") {
+                None => {
+                    let rows = (rest == "mlp.gate.weight").then_some(experts);
+                    add(format!("model.layers.{layer}.{rest}"), like, rows);
+                }
+                Some(rest) => {
+                    let Some(rest) = rest.strip_prefix("0.") else { continue };
+                    for expert in 0..experts {
+                        add(format!("model.layers.{layer}.mlp.experts.{expert}.{rest}"), like, None);
+                    }
+                }
+            }
+        }
+    }
+    let header = serde_json::to_vec(&tensors).unwrap();
+    let path = dir.join("model.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], &header].concat()).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + end).unwrap();
+}
+
+/// What the kernel counts as resident at most (`VmHWM`), and not only what the engine counts itself, stays within the
+/// smallest budgets and what docs/PROMISES.md allows the program besides. `tools/budget-sweep` has more settings.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_kernel_counts_no_more_than_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    let pack = dir.path().join("pack");
+    run(args!["pack", demo(), "-o", &pack, "--quant", "q8"]).ok();
+    let ids = dir.path().join("ids.safetensors");
+    save_ids(&ids, &[&[5, 6, 7]]);
+    let many = dir.path().join("many");
+    many_experts(&many, 16, 128);
+    let text = args!["-p", "And the king said unto", "-n", "8"];
+    let tokens = args!["--ids", &ids, "-n", "8"];
+    let program = narrows::memory::PROGRAM.get();
+    let models = [(demo(), &text), (pack, &text), (checkpoint("mixtral"), &tokens), (many, &tokens)];
+    for (model, prompt) in models {
+        for io in ["auto", "buffered", "mmap"] {
+            let flags = |ram: &str| {
+                let mut flags =
+                    args!["run", &model, "--greedy", "--device", "cpu", "--io", io, "--ram", ram].to_vec();
+                flags.extend(prompt.iter().cloned());
+                flags.extend(args!["--json"]);
+                flags
+            };
+            let refused = run(flags("1K"));
+            let hint = refused.err.split("--ram ").nth(1).unwrap_or_else(|| panic!("{}", refused.err));
+            let smallest: u64 = hint.split('M').next().unwrap().parse().unwrap();
+            let json = run(flags(&format!("{smallest}M"))).ok().json();
+            let peak = json["stats"]["peak_rss_bytes"].as_u64().unwrap();
+            assert!(peak <= (smallest << 20) + program, "{model:?} {io}: {peak} bytes with {smallest} MiB");
+            // Or it would say nothing.
+            assert!(peak > json["stats"]["peak_host_bytes"].as_u64().unwrap() / 2, "{model:?} {io}: {peak}");
+        }
+    }
+}
+
+/// A text takes a hundred times its size while it is encoded: more than the budget is refused before.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_long_text_is_encoded_within_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text");
+    let text: String = (0..20_000).map(|i| format!("king {i} of land {} ", i * 7919 % 10_007)).collect();
+    std::fs::write(&file, &text).unwrap();
+    let flags = |ram: &'static str| {
+        args!["eval", demo(), "-f", &file, "--ctx", "64", "--device", "cpu", "--json", "--ram", ram]
+    };
+    let ran = run(flags("40M"));
+    ran.refused(5, "needs");
+    let hint = ran.err.split("--ram ").nth(1).unwrap().split('M').next().unwrap();
+    assert!(hint.parse::<usize>().unwrap() << 20 > 100 * text.len(), "{hint}");
+}
+
 #[test]
 fn budgets_that_cannot_be() {
     for ram in ["0", "-5G", "lots", "12Q", "0%", "101%", ""] {

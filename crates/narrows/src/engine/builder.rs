@@ -270,8 +270,8 @@ impl EngineBuilder {
     fn text_memory(&self, model: &Model) -> Result<Bytes> {
         match &self.text {
             Some(text) => Ok(text.memory()),
-            None if self.without_text || model.is_made() => Ok(Bytes(0)),
-            None => Text::memory_of(model.dir()),
+            None if self.without_text => Ok(Bytes(0)),
+            None => model.text_memory(),
         }
     }
 
@@ -332,6 +332,7 @@ impl EngineBuilder {
             reserved.push(budget.reserve(what, *bytes)?);
         }
         let text_memory = budget.reserve("tokenizer", plan.tokenizer)?;
+        reserved.push(budget.reserve("tables of weights", model.table_bytes())?);
 
         let trace = self.trace.then(|| Trace::new(&budget, TRACE_EVENTS)).transpose()?;
         let options = || {

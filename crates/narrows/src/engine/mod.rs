@@ -186,7 +186,7 @@ impl Engine {
         }
         // Refused before it is read, if it was not planned for and nothing is left.
         if self.text_memory.bytes() == Bytes(0) {
-            self.text_memory.grow(Text::memory_of(self.model.dir())?)?;
+            self.text_memory.grow(self.model.text_memory()?)?;
         }
         let text = Arc::new(Text::read(self.model.dir())?);
         self.text_memory.grow(text.memory().saturating_sub(self.text_memory.bytes()))?;

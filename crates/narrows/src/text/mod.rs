@@ -18,6 +18,9 @@ use self::tokenizer::{Outline, Tokenizer};
 use crate::error::{Error, Result};
 use crate::json;
 
+/// From this many bytes on a text takes MiB while it is encoded.
+const LONG_TEXT: usize = 8 << 10;
+
 /// The tokenizer of a model directory, with its chat template if it has one.
 #[derive(Debug)]
 pub struct Text {
@@ -101,7 +104,18 @@ impl Text {
     /// # Errors
     /// The tokenizer cannot represent the text.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
-        self.tokenizer.encode(text, special_tokens)
+        let tokens = self.tokenizer.encode(text, special_tokens);
+        if text.len() >= LONG_TEXT {
+            narrows_staging::system::return_freed();
+        }
+        tokens
+    }
+
+    /// What encoding a text of `bytes` takes in memory meanwhile, besides [`Text::memory`], at most: some 150 bytes for
+    /// each of English, more where each is a token. Nothing of short ones, which are part of any program's own.
+    #[must_use]
+    pub const fn encoding_memory(bytes: usize) -> Bytes {
+        if bytes < LONG_TEXT { Bytes(0) } else { Bytes((bytes as u64).saturating_mul(256)) }
     }
 
     /// The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD.

@@ -43,6 +43,10 @@ const MAX_AFFIX_BYTES: usize = 256;
 /// Positions that a tokenizer.json may pad to, although it is not done.
 const MAX_PADDING: u64 = 1 << 24;
 
+/// Words whose tokens a model of byte pairs remembers: half a MiB of common ones, where the crate's own 10,000 would be
+/// more than what [`Outline::memory`] sets aside for what grows with use.
+const CACHED_WORDS: usize = 1 << 11;
+
 /// A tokenizer and its special tokens.
 #[derive(Debug)]
 pub(super) struct Tokenizer {
@@ -285,7 +289,7 @@ fn byte_pairs(fields: &Raw<'_>, parts: Option<&Parts>) -> std::result::Result<BP
         None if parts.is_some() => Vec::new(),
         None => return Err("model: there are no merges".into()),
     };
-    let mut builder = BPE::builder().vocab_and_merges(vocab, merges);
+    let mut builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(CACHED_WORDS);
     if let Some(parts) = parts {
         builder = builder.fuse_unk(parts.fuse_unk).byte_fallback(parts.byte_fallback);
         if let Some(unk) = &parts.unk_token {
