@@ -55,7 +55,10 @@ fn the_report_counts() {
     assert_eq!(finished.number("/kernels/by_name/softgpu_axpy/bytes"), Some(12000.0));
     assert_eq!(finished.number("/h2d/bytes"), Some(8000.0));
     assert_eq!(finished.number("/d2h/copies"), Some(1.0));
-    assert_eq!(finished.number("/peak_device_bytes"), Some((512 << 10) as f64 + f64::from(64 << 10) + 2.0 * 4096.0));
+    assert_eq!(
+        finished.number("/peak_device_bytes"),
+        Some((512 << 10) as f64 + f64::from(64 << 10) + 2.0 * 4096.0)
+    );
     let seconds = finished.number("/simulated_seconds").unwrap();
     assert!((seconds - (12e-6 + 6e-6 + 3e-6)).abs() < 1e-9, "{seconds}");
 }
