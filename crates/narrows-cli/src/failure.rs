@@ -58,11 +58,17 @@ pub(crate) enum Failure {
     Other(String),
 }
 
-/// The sentence of a parser's error, without usage and suggestions.
+/// The sentence of a parser's error, with the list that it may end in, without usage and suggestions.
 fn first_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let mut lines = text.lines();
+    let line = lines.next().unwrap_or_default();
+    let mut sentence = line.strip_prefix("error: ").unwrap_or(line).to_owned();
+    if sentence.ends_with(':') {
+        let list: Vec<_> = lines.take_while(|line| line.starts_with("  ")).map(str::trim).collect();
+        sentence += &format!(" {}", list.join(", "));
+    }
+    sentence
 }
 
 /// A size as a flag takes it.

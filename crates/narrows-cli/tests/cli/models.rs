@@ -274,6 +274,38 @@ fn errors_are_documents_too() {
     }
 }
 
+/// What clap says over several lines is one sentence in JSON.
+#[test]
+fn missing_arguments_are_named_in_the_document() {
+    for (line, message) in [
+        ("run --json", "the following required arguments were not provided: <MODEL>"),
+        ("logits m --json", "the following required arguments were not provided: --ids <FILE>, --out <FILE>"),
+        ("run m --json --greedy --seed 1", "the argument '--greedy' cannot be used with '--seed <N>'"),
+        (
+            "run m --json --greedy --seed 1 --top-k 2",
+            "the argument '--greedy' cannot be used with: --seed <N>, --top-k <K>",
+        ),
+    ] {
+        let ran = run(line.split(' '));
+        assert_eq!(ran.json()["error"]["message"], message, "{}", ran.err);
+    }
+}
+
+/// Where a prompt is too long both numbers are told, and a context in which it has room.
+#[test]
+fn a_prompt_that_is_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids");
+    save_ids(&ids, &[&[5; 40]]);
+    let ask =
+        |ctx: &str| run(args!["run", demo(), "--ids", &ids, "--ctx", ctx, "-n", "1", "--speeds", "assumed"]);
+    let ran = ask("9");
+    ran.refused(7, "40");
+    assert!(ran.err.lines().any(|line| line.starts_with("error: ") && line.contains('9')), "{}", ran.err);
+    let room = ran.err.split("--ctx ").nth(1).unwrap().split(' ').next().unwrap();
+    ask(room).ok();
+}
+
 #[test]
 fn what_took_effect_is_in_the_document() {
     let json = ask(&demo(), &["-p", "a", "--ram", "32M", "--slots", "3", "--chunk", "7"]).ok().json();
