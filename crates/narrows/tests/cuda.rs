@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use narrows::{
     Bytes, Carving, Device, Encoding, Engine, EngineBuilder, Error, IoMode, Model, Prompt, Quantisation,
-    Request, ScoreInput, Workload,
+    Request, ScoreInput, Synth, Workload,
 };
 use narrows_softgpu::{Finished, SoftGpu, skip_or_fail};
 use safetensors::SafeTensors;
@@ -321,6 +321,28 @@ fn one_answer_whatever_the_memory() {
         let streamed: u64 = word(&text, "streamed ").parse().unwrap();
         assert!(case.is_empty() || streamed > 20 << 20, "{case}: {streamed}");
     }
+}
+
+/// Pinned memory has page tables on the device: 0.4 MiB for the weights here, where tiles leave less of the budget.
+#[test]
+fn page_tables_of_pinned_memory_are_within_the_budget() {
+    const TEST: &str = "page_tables_of_pinned_memory_are_within_the_budget";
+    const BUDGET: Bytes = Bytes::mib(48);
+    if SoftGpu::inside() {
+        let synth = Synth::new("llama-1.1b", Some(1)).unwrap();
+        let model = Model::of_shape("llama-1.1b", &synth, &Quantisation::default()).unwrap();
+        let builder = Engine::builder().device(Device::open(0).unwrap()).vram(BUDGET).tile(Bytes(128 << 10));
+        let mut engine = builder.workload(Workload::new(1, 16, 1, 1)).build(model).unwrap();
+        assert_eq!(logits(&mut engine, &[vec![5]]).unwrap().len(), 32_000);
+        println!("peak {}", engine.peak_device_bytes().unwrap().get());
+        return;
+    }
+    if !skip_or_fail() {
+        return;
+    }
+    let finished = clean(&SoftGpu::new().unwrap().vram(256 << 20).seed(1), TEST, &[]);
+    let peak: u64 = word(&finished.text(), "peak ").parse().unwrap();
+    assert!(peak <= BUDGET.get() && peak > BUDGET.get() - (256 << 10), "{peak}");
 }
 
 /// Experts in the device's memory, in the host's, on disk; all of them and few.
