@@ -68,7 +68,7 @@ __device__ __forceinline__ void Eight<__nv_bfloat16>::floats(float (&to)[8]) con
 // sums of 8 heads can be shared out among them.
 __device__ __forceinline__ int lanes_of(uint32_t head_dim) { return head_dim <= 64 ? 8 : head_dim <= 128 ? 16 : 32; }
 
-// GROUP heads, of which the group may use fewer. Blocks: (splits, kv_heads * groups of GROUP heads, n).
+// GROUP heads, of which the group may use fewer.
 template <typename T, int GROUP>
 __device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p) {
     // Loads that a thread has under way while it computes on as many.
@@ -78,21 +78,17 @@ __device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p)
     __shared__ float of_warps[2][DECODE_WARPS][GROUP];
     __shared__ __align__(16) float sums[DECODE_WARPS / 2][GROUP * MAX_HEAD_DIM];
 
-    const KvRow row = p.rows[blockIdx.z];
-    const Span span = span_of(row.position, row.capacity, p.window);
-    const uint32_t split = span.begin / SPLIT + blockIdx.x;
-    const uint32_t begin = max(span.begin, split * SPLIT);
-    const uint32_t end = min(span.end, (split + 1) * SPLIT);
+    const DecodeBlock block = decode_block<GROUP>(p);
+    const KvRow row = block.row;
+    const uint32_t begin = block.begin;
+    const uint32_t end = block.end;
     if (begin >= end) {
         return;
     }
     const int count = end - begin;
-
-    const uint32_t parts = (p.group + GROUP - 1) / GROUP;
-    const uint32_t kv_head = blockIdx.y / parts;
-    const uint32_t first_in_group = blockIdx.y % parts * GROUP;
-    const uint32_t first_head = kv_head * p.group + first_in_group;
-    const int heads = min(uint32_t(GROUP), p.group - first_in_group);
+    const uint32_t kv_head = block.kv_head;
+    const uint32_t first_head = block.first_head;
+    const int heads = block.heads;
 
     const int lanes = lanes_of(p.head_dim);
     const int teams = DECODE_THREADS / lanes;

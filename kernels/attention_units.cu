@@ -62,8 +62,7 @@ __device__ __forceinline__ void split_two(float a, float b, uint32_t (&parts)[3]
     }
 }
 
-// Up to eight heads of a group. Blocks: (splits, kv_heads * groups of eight heads, n). DIM is the head dimension,
-// filled up with zeros.
+// Up to eight heads of a group. DIM is the head dimension, filled up with zeros.
 template <typename T, int DIM>
 __device__ __forceinline__ void attention_units(const AttentionDecodeParams& p) {
     // Words of 16 bytes that a lane has of a key, of which four lanes have one; and of a value, which eight have.
@@ -74,26 +73,23 @@ __device__ __forceinline__ void attention_units(const AttentionDecodeParams& p) 
     __shared__ float weight_of[UNITS_WARPS][UNITS_HEADS];
     __shared__ __align__(16) float sums_of[UNITS_WARPS][UNITS_HEADS][DIM];
 
-    const KvRow row = p.rows[blockIdx.z];
-    const Span span = span_of(row.position, row.capacity, p.window);
-    const uint32_t split = span.begin / SPLIT + blockIdx.x;
-    const uint32_t begin = max(span.begin, split * SPLIT);
-    const uint32_t end = min(span.end, (split + 1) * SPLIT);
+    const DecodeBlock block = decode_block<UNITS_HEADS>(p);
+    const KvRow row = block.row;
+    const uint32_t begin = block.begin;
+    const uint32_t end = block.end;
     if (begin >= end) {
         return;
     }
-    const uint32_t parts = (p.group + UNITS_HEADS - 1) / UNITS_HEADS;
-    const uint32_t kv_head = blockIdx.y / parts;
-    const uint32_t first_in_group = blockIdx.y % parts * UNITS_HEADS;
-    const uint32_t first_head = kv_head * p.group + first_in_group;
-    const uint32_t heads = min(uint32_t(UNITS_HEADS), p.group - first_in_group);
+    const uint32_t kv_head = block.kv_head;
+    const uint32_t first_head = block.first_head;
+    const uint32_t heads = block.heads;
 
     const int warp = threadIdx.x / WARP;
     const uint32_t g = threadIdx.x % WARP / 4;
     const uint32_t t = threadIdx.x % 4;
 
     // Positions of this warp, from a multiple of a step on: which are computed together depends on where they lie.
-    const uint32_t first = split * SPLIT + warp * WARP_POSITIONS;
+    const uint32_t first = block.split * SPLIT + warp * WARP_POSITIONS;
     const uint32_t from = max(first, begin / STEP * STEP);
     const uint32_t to = min(first + WARP_POSITIONS, end);
 

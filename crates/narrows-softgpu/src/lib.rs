@@ -73,8 +73,8 @@
 //!
 //! [`SoftGpu`] and `tools/softgpu --help` set environment variables that begin with `NARROWS_SOFTGPU_`:
 //! `VRAM` (4G), `LINK` and `MEM` (25 and 1000 GB/s), `SEED` (0), `ARCH` (9.0), `CONTEXT` (512K), `DEVICES`
-//! (1), `DRIVER` (13000), `REPORT` (a path); for tests `FAIL_LAUNCH=N`, `FAIL_COPY=N`, `FAIL_RECORD=N`, `FAIL_PINNED=SIZE`,
-//! `STEAL=SIZE@N`. A value that says nothing ends the process with exit code 64.
+//! (1), `DRIVER` (13000), `REPORT` (a path); for tests `FAIL_LAUNCH=N`, `FAIL_COPY=N`, `FAIL_RECORD=N`,
+//! `FAIL_PINNED=SIZE`, `STEAL=SIZE@N`. A value that says nothing ends the process with exit code 64.
 //!
 //! # Adding to it
 //!
