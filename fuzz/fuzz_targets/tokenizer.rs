@@ -17,10 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
             None => drop(std::fs::remove_file(path)),
         }
     }
-    let alone = Text::eos_token_of(&dir);
+    let alone = Text::stop_tokens_of(&dir);
     let memory = Text::memory_of(&dir);
     if let Ok(text) = Text::read(&dir) {
-        assert_eq!(alone.unwrap(), text.eos_token());
+        assert_eq!(alone.unwrap(), text.stop_tokens());
         assert_eq!(memory.unwrap(), text.memory());
         for special in [true, false] {
             if let Ok(ids) = text.encode("hello <s> a\n\n12 é", special) {

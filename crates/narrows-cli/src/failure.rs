@@ -210,12 +210,8 @@ impl Failure {
             }
             Self::Model(narrows::Error::Missing { path, .. }) if path.ends_with("tokenizer.json") => {
                 let dir = path.parent().unwrap_or(Path::new("."));
-                Some(match dir.join("tokenizer.model").exists() {
-                    true => format!(
-                        "python3 -c \"from transformers import AutoTokenizer as T; d = '{0}'; \
-                         T.from_pretrained(d).save_pretrained(d)\" makes one",
-                        dir.display()
-                    ),
+                Some(match dir.join("tekken.json").exists() {
+                    true => "the model as it is published for transformers has a tokenizer.json".to_owned(),
                     false => "give token ids with --ids, or add the tokenizer's files to the model".to_owned(),
                 })
             }

@@ -321,8 +321,8 @@ impl Engine {
             ids => ids,
         };
         let of_tokenizer = match text {
-            Some(text) => text.eos_token(),
-            None => self.eos_token()?,
+            Some(text) => text.stop_tokens(),
+            None => self.stop_tokens()?,
         };
         Ok(configured.iter().copied().chain(of_tokenizer).collect())
     }

@@ -27,10 +27,11 @@ pub(crate) struct Fields {
 
 /// Reads a whole small file beside the weights, of a pack only what its manifest lists; `None` where the model has none.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
-    read_limited(path, MAX_FILE)
+    read_within(path, MAX_FILE)
 }
 
-fn read_limited(path: &Path, limit: Bytes) -> Result<Option<Vec<u8>>> {
+/// [`read_optional`] for a file of at most `limit`.
+pub(crate) fn read_within(path: &Path, limit: Bytes) -> Result<Option<Vec<u8>>> {
     let dir = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(narrows_shard::read_sidecar(dir, &name, limit)?)
@@ -39,7 +40,7 @@ fn read_limited(path: &Path, limit: Bytes) -> Result<Option<Vec<u8>>> {
 impl Fields {
     /// Reads the object in `path`; `None` where there is no such file.
     pub(crate) fn read_optional(path: &Path) -> Result<Option<Self>> {
-        read_limited(path, MAX_FIELDS)?.map(|bytes| Self::parse(path, &bytes)).transpose()
+        read_within(path, MAX_FIELDS)?.map(|bytes| Self::parse(path, &bytes)).transpose()
     }
 
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {

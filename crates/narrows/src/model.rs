@@ -15,7 +15,7 @@ use crate::synth::Synth;
 use crate::text::Text;
 
 /// Files beside the weights that belong to a model, copied into a pack: all that this crate reads, and some for others.
-const SIDECARS: [&str; 14] = [
+const SIDECARS: [&str; 16] = [
     "LICENSE",
     "LICENSE.txt",
     "added_tokens.json",
@@ -25,7 +25,9 @@ const SIDECARS: [&str; 14] = [
     "generation_config.json",
     "merges.txt",
     "preprocessor_config.json",
+    "qwen.tiktoken",
     "special_tokens_map.json",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -180,7 +180,7 @@ fn damaged_tokenizers() {
             }
         }
         let start = computed();
-        let _ = Text::eos_token_of(dir.path());
+        let _ = Text::stop_tokens_of(dir.path());
         let _ = Text::memory_of(dir.path());
         match Text::read(dir.path()) {
             Ok(text) => {

@@ -79,8 +79,9 @@ fn as_transformers_makes_them() {
             same("decoded", format!("{:?}", text.decode(ids).unwrap()), format!("{decoded:?}"));
         }
         same("eos", format!("{:?}", text.eos_token()), format!("{:?}", case.eos));
-        let alone = Text::eos_token_of(dir).unwrap();
-        same("eos alone", format!("{alone:?}"), format!("{:?}", case.eos));
+        let alone = Text::stop_tokens_of(dir).unwrap();
+        same("stops alone", format!("{alone:?}"), format!("{:?}", case.eos.as_slice()));
+        same("stops", format!("{:?}", text.stop_tokens()), format!("{alone:?}"));
         // What a template can print.
         let names: Vec<_> = case.specials.keys().map(String::as_str).collect();
         let template: String = names.iter().map(|name| format!("{{{{ {name} }}}} ")).collect();

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use narrows::{
-    ChatOptions, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model, Prompt, Request,
-    Sampling, Stats, Text, Workload,
+    ChatOptions, ChatTemplate, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model,
+    Prompt, Request, Sampling, Stats, Text, Workload,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -205,11 +205,11 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     let defaults = GenerationDefaults::read(model.dir())?;
     let sampling = sampling(&args.sampling, &defaults);
     sampling.check()?;
-    let notes = notes(output, &defaults);
+    let mut notes = notes(output, &defaults);
     let as_text = !matches!(prompts, Input::Ids(_));
     let mut stop = args.stop.clone();
     // Token ids need no tokenizer, so what the model's authors stop at counts where there is one.
-    if as_text || model.dir().join("tokenizer.json").exists() {
+    if as_text || Text::is_in(model.dir()) {
         stop.extend(defaults.stop_strings.iter().cloned());
     }
     let needs_text = as_text || !stop.is_empty();
@@ -223,10 +223,16 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     let default_new = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
     let text = needs_text.then(|| Text::read(model.dir()).map(Arc::new)).transpose()?;
     // Only a chat needs the template: what is wrong with it is no matter otherwise.
-    let has_template = match &text {
-        Some(text) if as_text && !args.raw => text.chat_template()?.is_some(),
-        _ => false,
+    let template = match &text {
+        Some(text) if as_text && !args.raw => text.chat_template()?,
+        _ => None,
     };
+    let has_template = template.is_some();
+    if let Some(family) = template.and_then(ChatTemplate::own_for) {
+        let note = format!("the chat template is narrows' own for {family}; --raw continues a text as it is");
+        say(output, &format!("note: {note}"));
+        notes.push(note);
+    }
     let mut requests: Vec<_> = match prompts {
         Input::Chat => {
             if !has_template {

@@ -198,10 +198,18 @@ fn a_consumed_source_is_still_the_source() {
 fn a_tokenizer_that_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&checkpoint("llama"), dir.path());
-    fs::write(dir.path().join("tokenizer.model"), "").unwrap();
     let ran = ask(dir.path(), &["-p", "a"]);
-    ran.refused(4, "tokenizer.model");
-    assert!(ran.err.contains("hint: python3"), "{}", ran.err);
+    ran.refused(4, "tokenizer.json: not found, and no tokenizer.model");
+    assert!(ran.err.contains("hint: give token ids"), "{}", ran.err);
+    fs::write(dir.path().join("tekken.json"), "{}").unwrap();
+    let ran = ask(dir.path(), &["-p", "a"]);
+    ran.refused(4, "only a tekken.json");
+    assert!(ran.err.contains("hint: the model as it is published for transformers"), "{}", ran.err);
+    fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+    ask(dir.path(), &["-p", "a"])
+        .refused(4, "tokenizer.model: not a SentencePiece model: there is no unknown piece");
+    fs::write(dir.path().join("tokenizer.model"), "IQ== 0\nIg== x\n").unwrap();
+    ask(dir.path(), &["-p", "a"]).refused(4, "tokenizer.model: not a tiktoken table: entry 2");
 }
 
 #[test]
@@ -342,4 +350,48 @@ fn generation_config_is_done_or_named() {
     let total =
         text["stats"]["prompt_tokens"].as_u64().unwrap() + text["stats"]["new_tokens"].as_u64().unwrap();
     assert_eq!(total, 9);
+}
+
+#[test]
+fn a_table_is_a_tokenizer_and_belongs_to_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, pack) = (dir.path().join("model"), dir.path().join("pack"));
+    copy_dir(&demo(), &model);
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let _ = fs::remove_file(model.join(name));
+    }
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tables");
+    fs::copy(data.join("bpe-llama.model"), model.join("tokenizer.model")).unwrap();
+    let ask = |model: &Path| {
+        let all = args![
+            "run",
+            model,
+            "-p",
+            "the end of the",
+            "-n",
+            "8",
+            "--greedy",
+            "--json",
+            "--speeds",
+            "assumed"
+        ];
+        run(all).ok().json()
+    };
+    let answer = ask(&model);
+    assert_eq!(answer["tokens"][0].as_array().unwrap().len(), 8);
+    assert!(!answer["text"].as_str().unwrap_or_default().is_empty(), "{answer}");
+    run(args!["pack", &model, "-o", &pack]).ok();
+    assert_eq!(ask(&pack)["tokens"], answer["tokens"]);
+    // What lies beside a pack is none of it, and a damaged table is named.
+    fs::write(model.join("tokenizer.model"), b"\x0a\x7f").unwrap();
+    let ran = run(args!["run", &model, "-p", "a", "-n", "1", "--speeds", "assumed"]);
+    ran.refused(4, "tokenizer.model: not a SentencePiece model: a field goes beyond the end");
+    for table in ["qwen.tiktoken", "tiktoken.model"] {
+        fs::remove_file(model.join("tokenizer.model")).ok();
+        fs::copy(data.join("ranks.tiktoken"), model.join(table)).unwrap();
+        let ran = run(args!["run", &model, "-p", "a", "-n", "1", "--speeds", "assumed"]);
+        ran.refused(4, "how its text is cut");
+        assert!(ran.err.contains(table), "{}", ran.err);
+        fs::remove_file(model.join(table)).unwrap();
+    }
 }

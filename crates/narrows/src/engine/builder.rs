@@ -381,7 +381,7 @@ impl EngineBuilder {
             defaults,
             decoder,
             text: self.text,
-            eos_token: OnceLock::new(),
+            stop_tokens: OnceLock::new(),
             text_memory,
             context: self.context,
             device: self.device,

@@ -52,8 +52,8 @@ pub struct Engine {
     defaults: GenerationDefaults,
     pub(crate) decoder: Compute,
     text: Option<Arc<Text>>,
-    /// What [`Text::eos_token_of`] says, once asked for.
-    eos_token: OnceLock<Option<u32>>,
+    /// What [`Text::stop_tokens_of`] says, once asked for.
+    stop_tokens: OnceLock<Vec<u32>>,
     /// What the tokenizer takes of the budget, or will take.
     text_memory: Reservation,
     /// Rows of a step at most, and of them with logits.
@@ -194,16 +194,16 @@ impl Engine {
         Ok(text)
     }
 
-    /// The token that the tokenizer's files call the end of a text, read without the tokenizer.
-    pub(crate) fn eos_token(&self) -> Result<Option<u32>> {
+    /// The tokens that end a text or a turn by the tokenizer's files and its family's code, read without the tokenizer.
+    pub(crate) fn stop_tokens(&self) -> Result<Vec<u32>> {
         if let Some(text) = &self.text {
-            return Ok(text.eos_token());
+            return Ok(text.stop_tokens());
         }
-        if let Some(token) = self.eos_token.get() {
-            return Ok(*token);
+        if let Some(tokens) = self.stop_tokens.get() {
+            return Ok(tokens.clone());
         }
-        let token = if self.model.is_made() { None } else { Text::eos_token_of(self.model.dir())? };
-        Ok(*self.eos_token.get_or_init(|| token))
+        let tokens = if self.model.is_made() { Vec::new() } else { Text::stop_tokens_of(self.model.dir())? };
+        Ok(self.stop_tokens.get_or_init(|| tokens).clone())
     }
 
     /// Positions that a sequence may have at most.

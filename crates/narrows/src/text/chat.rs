@@ -56,6 +56,8 @@ pub struct ChatTemplate {
     source: String,
     /// `bos_token`, `eos_token` ... as their text.
     special_tokens: BTreeMap<String, String>,
+    /// The family that it is ours for.
+    own_for: Option<&'static str>,
 }
 
 impl ChatTemplate {
@@ -90,7 +92,19 @@ impl ChatTemplate {
     pub fn new(path: PathBuf, source: String, special_tokens: BTreeMap<String, String>) -> Self {
         // Jinja of Python makes every line end a line feed.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        Self { path, source: without_generation_tags(&source), special_tokens }
+        Self { path, source: without_generation_tags(&source), special_tokens, own_for: None }
+    }
+
+    /// One of ours, for models of `family`, whose code does what no file says.
+    pub(super) fn own(family: &'static str, source: &str, special_tokens: BTreeMap<String, String>) -> Self {
+        let path = PathBuf::from(format!("narrows' own template for {family}"));
+        Self { own_for: Some(family), ..Self::new(path, source.to_owned(), special_tokens) }
+    }
+
+    /// The family whose prompts this template of ours makes; `None` of a model's own template.
+    #[must_use]
+    pub const fn own_for(&self) -> Option<&'static str> {
+        self.own_for
     }
 
     /// The text of a chat.

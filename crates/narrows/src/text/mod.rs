@@ -1,11 +1,12 @@
 //! Between text and token ids: the tokenizer, its chat template, and text that leaves token by token.
 
 mod chat;
+mod family;
 mod stream;
 mod template;
 mod tokenizer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -14,7 +15,8 @@ use narrows_shard::Bytes;
 pub use chat::{ChatOptions, ChatTemplate, Message};
 pub(crate) use stream::{StopMatcher, TextStream};
 
-use self::tokenizer::{Outline, Tokenizer};
+use self::family::Family;
+use self::tokenizer::{Outline, TableFile, Tokenizer};
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -33,27 +35,41 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads the tokenizer of a model directory as Hugging Face transformers 5 does: from `tokenizer.json`,
-    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+    /// Reads the tokenizer of a model directory.
+    ///
+    /// From `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as Hugging Face
+    /// transformers 5 does. Where there is no `tokenizer.json`, from the table that the model was trained with: a
+    /// SentencePiece or tiktoken `tokenizer.model`, `qwen.tiktoken` or `tiktoken.model`, with what the tokenizer code of
+    /// its family adds to it.
     ///
     /// # Errors
-    /// `tokenizer.json` is missing (then a model still runs on token ids), or a file is malformed.
+    /// None of them is there (then a model still runs on token ids), or a file is malformed.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let Some(bytes) = json::read_optional(&path)? else {
-            let what = if dir.join("tokenizer.model").exists() {
-                "not found, only a SentencePiece tokenizer.model; save the tokenizer with \
-                 transformers' AutoTokenizer to get one"
-            } else {
-                "not found; text needs a tokenizer, token ids (--ids) do not"
+        let (tokenizer, memory) = if let Some(bytes) = json::read_optional(&path)? {
+            let memory = Outline::memory(&path, &bytes)?;
+            (Tokenizer::read(dir, path, &bytes)?, memory)
+        } else if let Some(table) = TableFile::find(dir)? {
+            let memory = table.memory()?;
+            (table.tokenizer(dir)?, memory)
+        } else {
+            let what = match dir.join("tekken.json").exists() {
+                true => "not found, only a tekken.json, which is not read",
+                false => {
+                    "not found, and no tokenizer.model; text needs a tokenizer, token ids (--ids) do not"
+                }
             };
             return Err(Error::Missing { path, what: what.to_owned() });
         };
-        let memory = Outline::memory(&path, &bytes)?;
-        let tokenizer = Tokenizer::read(dir, path, &bytes)?;
         let eos = tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
         let eos_token = eos.and_then(|(_, text)| tokenizer.token_to_id(text));
         Ok(Self { dir: dir.to_owned(), tokenizer, chat: OnceLock::new(), eos_token, memory })
+    }
+
+    /// Whether a model directory has a tokenizer, readable or not.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join("tokenizer.json").exists() || TableFile::is_in(dir)
     }
 
     /// What it takes in memory at most, while it is read and after.
@@ -69,17 +85,24 @@ impl Text {
     /// The file is malformed.
     pub fn memory_of(dir: &Path) -> Result<Bytes> {
         let path = dir.join("tokenizer.json");
-        json::read_optional(&path)?.map_or(Ok(Bytes(0)), |bytes| Outline::memory(&path, &bytes))
+        if let Some(bytes) = json::read_optional(&path)? {
+            return Outline::memory(&path, &bytes);
+        }
+        TableFile::find(dir)?.map_or(Ok(Bytes(0)), |table| table.memory())
     }
 
-    /// The chat template, if the model has one. It is read when this is first called.
+    /// The chat template, if the model has one, or one of ours for what the code of its family does
+    /// ([`ChatTemplate::own_for`]). It is read when this is first called.
     ///
     /// # Errors
     /// A file that may hold it cannot be read. Whether it parses shows when it is rendered.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
         if self.chat.get().is_none() {
             let specials: BTreeMap<_, _> = self.tokenizer.special_tokens().iter().cloned().collect();
-            let chat = ChatTemplate::read(&self.dir, specials)?;
+            let chat = match ChatTemplate::read(&self.dir, specials.clone())? {
+                None => self.own_template(specials),
+                of_model => of_model,
+            };
             return Ok(self.chat.get_or_init(|| chat).as_ref());
         }
         Ok(self.chat.get().and_then(Option::as_ref))
@@ -91,12 +114,39 @@ impl Text {
         self.eos_token
     }
 
-    /// [`Text::eos_token`] of a model directory, for which no tokenizer is made; `None` also where there is none.
+    /// Tokens that end a text or a turn of a chat: [`Text::eos_token`], and those at which the code of the model's family
+    /// stops.
+    #[must_use]
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let stops = self.tokenizer.family().map_or(&[][..], Family::stops);
+        let stops = stops.iter().filter_map(|text| self.tokenizer.token_to_id(text));
+        let mut all: Vec<_> = self.eos_token.into_iter().chain(stops).collect();
+        let mut seen = BTreeSet::new();
+        all.retain(|id| seen.insert(*id));
+        all
+    }
+
+    /// [`Text::stop_tokens`] of a model directory, for which no tokenizer is made of a tokenizer.json; none where there is
+    /// no tokenizer.
     ///
     /// # Errors
     /// A file is malformed.
-    pub fn eos_token_of(dir: &Path) -> Result<Option<u32>> {
-        Outline::eos_token(dir)
+    pub fn stop_tokens_of(dir: &Path) -> Result<Vec<u32>> {
+        match Outline::stop_tokens(dir)? {
+            None if TableFile::find(dir)?.is_some() => Ok(Self::read(dir)?.stop_tokens()),
+            stops => Ok(stops.unwrap_or_default()),
+        }
+    }
+
+    /// What the code of the model's family makes of a chat.
+    fn own_template(&self, mut specials: BTreeMap<String, String>) -> Option<ChatTemplate> {
+        let family = self.tokenizer.family()?;
+        let (source, tokens) = family.chat()?;
+        let all_there = tokens.iter().all(|text| self.tokenizer.token_to_id(text).is_some());
+        for (name, id) in ["user_token", "assistant_token"].iter().zip(family.role_ids()) {
+            specials.insert((*name).to_owned(), self.tokenizer.id_to_token(id)?);
+        }
+        all_there.then(|| ChatTemplate::own(family.name(), source, specials))
     }
 
     /// Token ids of `text`; with the special tokens that the tokenizer puts around a text, if asked for.

@@ -6,10 +6,16 @@
 
 mod class;
 mod guard;
+mod merge;
+mod model;
 mod outline;
 mod parts;
 mod pattern;
+mod pieces;
+mod ranks;
+mod sentencepiece;
 mod sidecars;
+mod table;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,14 +33,18 @@ use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, TokenizerImpl};
 
 pub(super) use self::guard::guarded;
 pub(super) use self::outline::Outline;
+pub(super) use self::sidecars::Sidecars;
+pub(super) use self::table::TableFile;
 
 use self::class::{Class, Parts};
+use self::model::Model;
 use self::parts::{Decoder, Normalizer, PreTokenizer};
-use self::sidecars::{Sidecars, SpecialTokens, added_token};
+use self::sidecars::{SpecialTokens, added_token};
+use super::family::{Family, Format};
 use crate::error::{Error, Result};
 
 type Failed = tokenizers::Error;
-type Inner = TokenizerImpl<ModelWrapper, Normalizer, PreTokenizer, PostProcessorWrapper, Decoder>;
+type Inner = TokenizerImpl<Model, Normalizer, PreTokenizer, PostProcessorWrapper, Decoder>;
 
 /// Bytes of tokenizer.json for anything but the model and its added tokens.
 const MAX_PART_BYTES: usize = 8 << 20;
@@ -54,6 +64,7 @@ pub(super) struct Tokenizer {
     inner: Inner,
     specials: Vec<(String, String)>,
     clean_up: bool,
+    family: Option<Family>,
 }
 
 impl Tokenizer {
@@ -65,13 +76,26 @@ impl Tokenizer {
         let sidecars = Sidecars::read(dir)?;
         let made = guarded(|| make(bytes, &sidecars)).and_then(|made| made);
         let (inner, specials) = made.map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
-        let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
+        let is_bpe =
+            matches!(inner.get_model(), Model::Crate(model) if matches!(**model, ModelWrapper::BPE(_)));
+        let family = Family::of(&sidecars, Format::Json, dir)?;
+        Ok(Self::new(path, inner, &specials, &sidecars, is_bpe, family))
+    }
+
+    fn new(
+        path: PathBuf,
+        inner: Inner,
+        specials: &SpecialTokens,
+        sidecars: &Sidecars,
+        is_bpe: bool,
+        family: Option<Family>,
+    ) -> Self {
         // Of byte pairs transformers cleans up nothing, unless forced to.
         let force = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output";
         let flag = |key| sidecars.flag(key).flatten().unwrap_or(false);
         let clean_up = flag("clean_up_tokenization_spaces") && (!is_bpe || flag(force));
         let specials = specials.named.iter().map(|(name, token)| (name.clone(), token.text().to_owned()));
-        Ok(Self { path, specials: specials.collect(), inner, clean_up })
+        Self { path, specials: specials.collect(), inner, clean_up, family }
     }
 
     /// Named special tokens, such as `bos_token`, and their texts.
@@ -81,6 +105,15 @@ impl Tokenizer {
 
     pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The family whose code the tokenizer comes from, if it is one of those whose files do not say it all.
+    pub(super) const fn family(&self) -> Option<&Family> {
+        self.family.as_ref()
     }
 
     /// Token ids of a text, with what comes around it if `special_tokens`.
@@ -98,11 +131,32 @@ impl Tokenizer {
 
     /// The text of token ids without special tokens.
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Model::Table(table, _) = self.inner.get_model() {
+            let text = self.join(table, ids);
+            return Ok(if self.clean_up { clean_up(&text) } else { text });
+        }
         let text = guarded(|| self.inner.decode(ids, true)).and_then(|text| text);
         let text = text.map_err(|e| {
             Error::invalid(&self.path, format!("the tokenizer cannot decode its tokens: {e}"))
         })?;
         Ok(if self.clean_up { clean_up(&text) } else { text })
+    }
+
+    /// The text of tokens of a table, and of what was added to it.
+    fn join(&self, table: &model::Table, ids: &[u32]) -> String {
+        let added = self.inner.get_added_vocabulary();
+        let (mut text, mut run) = (String::new(), Vec::new());
+        for id in ids {
+            match added.get_added_tokens_decoder().get(id) {
+                None => run.push(*id),
+                Some(token) if added.is_special_token(&token.content) => {}
+                Some(token) => {
+                    text += &table.join(&std::mem::take(&mut run));
+                    text += &token.content;
+                }
+            }
+        }
+        text + &table.join(&run)
     }
 }
 
@@ -135,10 +189,10 @@ fn make(bytes: &[u8], sidecars: &Sidecars) -> std::result::Result<(Inner, Specia
     let pad = check_padding(&part(&raw, "truncation")?, &part(&raw, "padding")?)?;
     let class = Class::of(sidecars, is_byte_level(bytes));
     let file = added_tokens(raw.get("added_tokens").map_or("[]", |raw| raw.get()))?;
-    let specials = sidecars.special_tokens(class, &file, pad.as_deref());
+    let specials = sidecars.special_tokens(class, &file, pad.as_deref(), &[]);
     let parts = class.parts(sidecars, specials.text("unk_token"));
     let model = raw.get("model").ok_or("there is no model")?.get();
-    let mut made = TokenizerImpl::new(self::model(model, parts.as_ref())?);
+    let mut made = TokenizerImpl::new(Model::Crate(Box::new(crate_model(model, parts.as_ref())?)));
     let (normalizer, pre_tokenizer, decoder) = match parts {
         Some(Parts { normalizer, pre_tokenizer, decoder, .. }) => (normalizer, pre_tokenizer, decoder),
         None => (part(&raw, "normalizer")?, part(&raw, "pre_tokenizer")?, part(&raw, "decoder")?),
@@ -150,7 +204,10 @@ fn make(bytes: &[u8], sidecars: &Sidecars) -> std::result::Result<(Inner, Specia
         made.add_tokens(batch)?;
     }
     let post_processor = match class.begins_with_bos() {
-        Some(begins) => with_bos(begins.then(|| specials.text("bos_token")).flatten(), &made)?,
+        Some(begins) => {
+            let bos = begins.then(|| specials.text("bos_token")).flatten();
+            around(bos.as_slice(), None, &made)?
+        }
         None => part(&raw, "post_processor")?,
     };
     parts::check_post_processor(&post_processor)?;
@@ -188,16 +245,20 @@ fn batches(class: Class, specials: &SpecialTokens, file: Vec<(u64, AddedToken)>)
     batches
 }
 
-/// A template with the token that begins a text, or without.
-fn with_bos(bos: Option<&str>, made: &Inner) -> std::result::Result<Value, Failed> {
+/// A template with tokens before and behind a text.
+fn around(before: &[&str], behind: Option<&str>, made: &Inner) -> std::result::Result<Value, Failed> {
     let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
     let other = serde_json::json!({"Sequence": {"id": "B", "type_id": 1}});
-    let (mut single, mut specials) = (vec![text.clone()], serde_json::Map::new());
-    if let Some(bos) = bos {
-        let id = made.token_to_id(bos).ok_or_else(|| format!("bos_token {bos:?} has no id"))?;
-        single.insert(0, serde_json::json!({"SpecialToken": {"id": bos, "type_id": 0}}));
-        specials.insert(bos.to_owned(), serde_json::json!({"id": bos, "ids": [id], "tokens": [bos]}));
-    }
+    let mut specials = serde_json::Map::new();
+    let mut special = |token: &str| {
+        let id = made.token_to_id(token).ok_or_else(|| format!("the special token {token:?} has no id"))?;
+        let definition = serde_json::json!({"id": token, "ids": [id], "tokens": [token]});
+        specials.insert(token.to_owned(), definition);
+        Ok::<_, Failed>(serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}}))
+    };
+    let mut single = before.iter().map(|token| special(token)).collect::<std::result::Result<Vec<_>, _>>()?;
+    single.push(text.clone());
+    single.extend(behind.map(special).transpose()?);
     let pair = [text, other];
     Ok(
         serde_json::json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials}),
@@ -242,7 +303,7 @@ fn added_tokens(raw: &str) -> std::result::Result<Vec<(u64, AddedToken)>, Failed
 }
 
 /// The model, with what a class makes anew of it.
-fn model(raw: &str, parts: Option<&Parts>) -> std::result::Result<ModelWrapper, Failed> {
+fn crate_model(raw: &str, parts: Option<&Parts>) -> std::result::Result<ModelWrapper, Failed> {
     let fields: Raw<'_> = serde_json::from_str(raw).map_err(|e| format!("model: {e}"))?;
     let kind: Option<Cow<'_, str>> =
         fields.get("type").map(|kind| serde_json::from_str(kind.get())).transpose()?;

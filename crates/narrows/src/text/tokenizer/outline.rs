@@ -14,6 +14,7 @@ use super::sidecars::{Sidecars, added_token};
 use super::{batches, check_padding, is_byte_level};
 use crate::error::{Error, Result};
 use crate::json;
+use crate::text::family::{Family, Format};
 
 /// What a walk over tokenizer.json finds, in little memory.
 #[derive(Debug, Default)]
@@ -75,29 +76,42 @@ impl Outline {
         BASE + model + added
     }
 
-    /// The token that ends a text, as the tokenizer itself would give it.
+    /// The tokens that end a text or a turn, as the tokenizer itself would give them; `None` where there is no
+    /// tokenizer.json.
     ///
     /// # Errors
     /// A file is malformed.
-    pub(in crate::text) fn eos_token(dir: &Path) -> Result<Option<u32>> {
+    pub(in crate::text) fn stop_tokens(dir: &Path) -> Result<Option<Vec<u32>>> {
+        let path = dir.join("tokenizer.json");
+        let Some(bytes) = json::read_optional(&path)? else { return Ok(None) };
         let sidecars = Sidecars::read(dir)?;
         // The first walk finds the tokens, which depend on the class, which depends on the file; the second finds
         // their ids in the vocabulary.
-        let path = dir.join("tokenizer.json");
-        let Some(bytes) = json::read_optional(&path)? else { return Ok(None) };
         let first = Self::read(&path, &bytes, &|_| false)?;
         let class = Class::of(&sidecars, is_byte_level(&bytes));
         let pad = check_padding(&first.truncation, &first.padding)
             .map_err(|e| Error::invalid(&path, format!("not a tokenizer: {e}")))?;
-        let specials = sidecars.special_tokens(class, &first.added, pad.as_deref());
-        let Some(eos) = specials.text("eos_token").filter(|text| !text.is_empty()).map(str::to_owned) else {
-            return Ok(None);
-        };
+        let specials = sidecars.special_tokens(class, &first.added, pad.as_deref(), &[]);
+        let eos = specials.text("eos_token").filter(|text| !text.is_empty()).map(str::to_owned);
+        let family = Family::of(&sidecars, Format::Json, dir)?;
+        let stops = family.as_ref().map_or(&[][..], Family::stops);
+        let mut wanted: Vec<&str> = eos.iter().map(String::as_str).collect();
+        wanted.extend(stops);
+        if wanted.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
         let batches = batches(class, &specials, first.added);
         let texts: std::collections::BTreeSet<_> =
             batches.iter().flatten().map(|token| token.content.as_str()).collect();
-        let second = Self::read(&path, &bytes, &|word| word == eos || texts.contains(word))?;
-        Ok(second.ids(&batches).get(&eos).copied())
+        let second = Self::read(&path, &bytes, &|word| wanted.contains(&word) || texts.contains(word))?;
+        let ids = second.ids(&batches);
+        let mut found = Vec::new();
+        for id in wanted.iter().filter_map(|text| ids.get(*text)) {
+            if !found.contains(id) {
+                found.push(*id);
+            }
+        }
+        Ok(Some(found))
     }
 
     /// The ids that tokens get when they are added batch by batch (`added_vocabulary.rs`, `add_tokens`).

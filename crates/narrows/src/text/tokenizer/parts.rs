@@ -3,6 +3,7 @@
 //! A file may say "put a hundred letters for each", six times in a row.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -14,6 +15,8 @@ use tokenizers::utils::SysRegex;
 use tokenizers::{DecoderWrapper, NormalizedString, PreTokenizedString, Result, SplitDelimiterBehavior};
 
 use super::pattern::{BYTE_LEVEL, Cut};
+use super::sentencepiece::SentencePiece;
+use super::table::Prefix;
 
 /// Steps of a part at most; the longest known has 15.
 const MAX_STEPS: usize = 64;
@@ -23,7 +26,7 @@ const MAX_GROWTH: usize = 24;
 /// Bytes that they may become in any case.
 const MIN_ROOM: usize = 4096;
 
-fn room(bytes: usize) -> usize {
+pub(super) fn room(bytes: usize) -> usize {
     bytes.saturating_mul(MAX_GROWTH).saturating_add(MIN_ROOM)
 }
 
@@ -87,7 +90,7 @@ impl Replacement {
     }
 }
 
-fn too_much(what: &str) -> tokenizers::Error {
+pub(super) fn too_much(what: &str) -> tokenizers::Error {
     format!("the {what} makes more than {MAX_GROWTH} bytes of each of a text").into()
 }
 
@@ -188,6 +191,11 @@ enum Step {
         cut: Cut,
         prefix: bool,
     },
+    /// What SentencePiece does to a text before it cuts it.
+    Pieces {
+        model: Arc<SentencePiece>,
+        prefix: Prefix,
+    },
     Other(PreTokenizerWrapper),
 }
 
@@ -214,6 +222,17 @@ impl PreTokenizer {
         });
         Ok(Some(Self(steps.collect::<Result<_>>()?)))
     }
+
+    /// For text that `model` cuts.
+    pub(super) fn pieces(model: Arc<SentencePiece>, prefix: Prefix) -> Self {
+        Self(vec![Step::Pieces { model, prefix }])
+    }
+
+    /// One that cuts a text where `pattern` matches.
+    pub(super) fn cut(pattern: &str) -> Result<Self> {
+        let behavior = SplitDelimiterBehavior::Isolated;
+        Ok(Self(vec![Step::Split { cut: Cut::new(pattern)?, behavior, invert: false }]))
+    }
 }
 
 impl tokenizers::PreTokenizer for PreTokenizer {
@@ -235,6 +254,14 @@ impl tokenizers::PreTokenizer for PreTokenizer {
                     })?;
                     ByteLevel::new(false, true, false).pre_tokenize(text)?;
                 }
+                Step::Pieces { model, prefix } => text.split(|part, piece| {
+                    let space = match prefix {
+                        Prefix::Each => true,
+                        Prefix::First => part == 0,
+                        Prefix::Never => false,
+                    };
+                    Ok([NormalizedString::from(model.normalize(piece.get(), space)?)])
+                })?,
                 Step::Other(step) => step.pre_tokenize(text)?,
             }
         }

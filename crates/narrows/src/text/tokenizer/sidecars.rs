@@ -33,9 +33,11 @@ impl Token {
 
 /// What the small files say about a tokenizer.
 #[derive(Debug)]
-pub(super) struct Sidecars {
+pub(in crate::text) struct Sidecars {
     /// `model_type` of config.json.
-    pub(super) model_type: Option<String>,
+    pub(in crate::text) model_type: Option<String>,
+    /// `_name_or_path` of config.json, which many models keep from the one that they were made of.
+    pub(in crate::text) trained_as: Option<String>,
     /// The class that tokenizer_config.json, else config.json, names.
     pub(super) declared: Option<String>,
     /// Keys of tokenizer_config.json, with those of special_tokens_map.json over them.
@@ -44,6 +46,8 @@ pub(super) struct Sidecars {
     own: Vec<(String, Token)>,
     /// `added_tokens_decoder`, or added_tokens.json where there is none, by id.
     added: BTreeMap<u64, AddedToken>,
+    /// `add_bos_token` and `add_eos_token`, which transformers reads of a tokenizer without tokenizer.json.
+    adds: [Option<bool>; 2],
     /// Whether tokenizer_config.json has `added_tokens_decoder`: the older files are not read then.
     has_decoder: bool,
 }
@@ -58,15 +62,18 @@ pub(super) struct SpecialTokens {
 }
 
 impl Sidecars {
-    pub(super) fn read(dir: &Path) -> Result<Self> {
+    pub(in crate::text) fn read(dir: &Path) -> Result<Self> {
         let config = Fields::read_optional(&dir.join("config.json"))?;
         let text = |fields: Option<&Fields>, key| Some(fields?.get(key)?.as_str()?.to_owned());
         let path = dir.join("tokenizer_config.json");
         let settings = Fields::read_optional(&path)?;
         let declared =
             text(settings.as_ref(), "tokenizer_class").or_else(|| text(config.as_ref(), "tokenizer_class"));
+        let adds = |key| Some(is_true(settings.as_ref()?.get(key)?));
         let mut sidecars = Self {
+            adds: [adds("add_bos_token"), adds("add_eos_token")],
             model_type: text(config.as_ref(), "model_type"),
+            trained_as: text(config.as_ref(), "_name_or_path"),
             declared,
             settings: settings.map(Fields::into_map).unwrap_or_default(),
             own: Vec::new(),
@@ -151,18 +158,34 @@ impl Sidecars {
         }
     }
 
+    /// Whether tokenizer_config.json says that a text begins with `bos_token`.
+    pub(super) const fn adds_bos(&self) -> Option<bool> {
+        self.adds[0]
+    }
+
+    /// Whether tokenizer_config.json says that a text ends with `eos_token`.
+    pub(super) const fn adds_eos(&self) -> Option<bool> {
+        self.adds[1]
+    }
+
+    /// Tokens that tokenizer_config.json, else added_tokens.json, adds, by id.
+    pub(super) fn added_tokens(&self) -> impl Iterator<Item = (&u64, &AddedToken)> {
+        self.added.iter()
+    }
+
     /// A flag of tokenizer_config.json; `None` where it is not there, `Some(None)` where it is null.
     pub(super) fn flag(&self, key: &str) -> Option<Option<bool>> {
         self.settings.get(key).map(|value| (!value.is_null()).then(|| is_true(value)))
     }
 
     /// The special tokens of a tokenizer of `class`, where tokenizer.json has `file` as its added tokens and, where
-    /// it pads, pads with `pad`.
+    /// it pads, pads with `pad`; `defaults` are named ones where no file and no class has another.
     pub(super) fn special_tokens(
         &self,
         class: Class,
         file: &[(u64, AddedToken)],
         pad: Option<&str>,
+        defaults: &[(&str, Option<String>)],
     ) -> SpecialTokens {
         let mut added = self.added.clone();
         if !self.has_decoder {
@@ -177,7 +200,11 @@ impl Sidecars {
                     Some(added) => Token::Added((*added).clone()),
                     None => token,
                 }),
-                None => class.default_token(key).map(|text| Token::Text(text.to_owned())),
+                None => {
+                    let default = || defaults.iter().find(|(name, text)| *name == key && text.is_some());
+                    let default = || default().and_then(|(_, text)| text.clone());
+                    class.default_token(key).map(str::to_owned).or_else(default).map(Token::Text)
+                }
             };
             let padding =
                 || (key == "pad_token" && !self.settings.contains_key(key)).then_some(pad).flatten();
