@@ -111,6 +111,10 @@ impl Error {
     /// Whether what was asked for is impossible.
     #[must_use]
     pub fn is_request(&self) -> bool {
-        matches!(self, Self::Settings(_) | Self::TooSmall { .. } | Self::NotARecord { .. })
+        match self {
+            Self::Settings(_) | Self::TooSmall { .. } | Self::NotARecord { .. } => true,
+            Self::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Figures that are kept, so that a plan need not measure again what was measured with more care.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
+
+use narrows_bytes::Bytes;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,9 @@ use crate::record::{Entry, Record};
 
 /// Version of the file; another one is forgotten.
 const VERSION: u32 = 1;
+
+/// Of a file: far more than the figures of any number of disks.
+const MOST: Bytes = Bytes::mib(16);
 
 /// What disks, memories and links of machines deliver, by their names. Homes may be shared: the machine's name is part
 /// of each.
@@ -51,7 +55,8 @@ impl Figures {
     /// Those of a file; none if there is no such file, or one that is of no use.
     #[must_use]
     pub fn read(path: &Path) -> Self {
-        let figures = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let text = narrows_shard::read_small_file(path, MOST).ok().flatten();
+        let figures = text.and_then(|text| serde_json::from_slice::<Self>(&text).ok());
         figures.filter(|figures| figures.schema_version == VERSION).unwrap_or_default()
     }
 
@@ -206,7 +211,7 @@ mod tests {
         assert!(figures.keep(&record));
         assert_eq!((figures.disks.len(), figures.memory.len(), figures.links.len()), (1, 1, 1));
         assert_eq!(figures.memory.values().next().unwrap().bytes_per_second, 28e9);
-        fs::write(&path, figures.text()).unwrap();
+        std::fs::write(&path, figures.text()).unwrap();
         let read = Figures::read(&path);
         assert_eq!(read, figures);
         // As models are read, not as fast as can be.
@@ -216,7 +221,7 @@ mod tests {
         let other = Machine { host: Some("another".to_owned()), ..record.machine.clone() };
         assert!(read.disk(&other, &disk("/")).is_none());
         for text in ["", "{", "{\"schema_version\":2,\"disks\":{},\"memory\":{},\"links\":{}}"] {
-            fs::write(&path, text).unwrap();
+            std::fs::write(&path, text).unwrap();
             assert_eq!(Figures::read(&path), Figures::default(), "{text}");
         }
     }

@@ -1,5 +1,6 @@
 //! What every bench leaves: one schema, read again by reports.
 
+use std::io::Read;
 use std::path::Path;
 
 use narrows_bytes::Bytes;
@@ -8,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::{Error, Result};
+
+/// Of a record's file: far more than any has.
+const MOST: Bytes = Bytes::mib(64);
 
 /// Version of the schema of [`Record`]; fields are only added within one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -62,8 +66,15 @@ impl Record {
     /// # Errors
     /// [`Error::File`], or [`Error::NotARecord`] for what is none, or of another version of the schema.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+        let failed = |source| Error::File { path: path.to_owned(), source };
         let wrong = |what: String| Error::NotARecord { path: path.to_owned(), what };
+        let mut text = Vec::new();
+        let file = std::fs::File::open(path).map_err(failed)?;
+        // Pipes are files, too, and may have no end.
+        file.take(MOST.get() + 1).read_to_end(&mut text).map_err(failed)?;
+        if text.len() as u64 > MOST.get() {
+            return Err(wrong(format!("more than {MOST}, which no record has")));
+        }
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|e| wrong(format!("no JSON: {e}")))?;
         match value.get("schema_version").and_then(serde_json::Value::as_u64) {

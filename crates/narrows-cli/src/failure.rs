@@ -28,6 +28,12 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {what}")]
     Input { path: PathBuf, what: String },
+    /// A text that takes more than the budget while it is encoded, of so many bytes if that is known.
+    #[error("{path}: {} of text take more memory to encode than the budget of {budget}", long(*.size, *.room))]
+    LongText { path: PathBuf, size: Option<Bytes>, room: Bytes, budget: Bytes },
+    /// Token ids that take more than the budget while they are read.
+    #[error("{path}: {size} of token ids take {needed} of memory to read, and the budget is {budget}")]
+    ManyIds { path: PathBuf, size: Bytes, needed: Bytes, budget: Bytes },
     #[error("{path}: no such model directory")]
     NoModel { path: PathBuf, hint: String },
     /// What is there is something else than a model that is read here.
@@ -71,6 +77,11 @@ fn first_line(error: &clap::Error) -> String {
     sentence
 }
 
+/// How long a text is that is longer than `room`.
+fn long(size: Option<Bytes>, room: Bytes) -> String {
+    size.map_or_else(|| format!("more than {room}"), |size| size.to_string())
+}
+
 /// A size as a flag takes it.
 fn exactly(size: Bytes) -> String {
     match size.get() {
@@ -106,6 +117,26 @@ fn unknown_command(error: &clap::Error) -> Option<String> {
     Some(instead.to_owned())
 }
 
+/// What to do instead of a flag that programs of this kind have and this one does not.
+fn unknown_flag(error: &clap::Error) -> Option<String> {
+    let clap::error::ContextValue::String(name) = error.get(clap::error::ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let instead = match name.as_str() {
+        "--quick" => {
+            "`narrows verify` reads every byte; `narrows inspect MODEL` looks at headers and sizes only"
+        }
+        "--pull" => "narrows downloads nothing yet: `hf download ORG/NAME`, then `narrows run ORG/NAME`",
+        "-m" | "--model" => "the model is the first argument: `narrows run MODEL`",
+        "-ngl" | "--n-gpu-layers" | "--gpu-layers" | "--num-gpu" => {
+            "narrows finds a place for each weight itself; --vram SIZE caps what it takes of a GPU"
+        }
+        "-c" | "--ctx-size" | "--num-ctx" => "--ctx N is the length of the context",
+        _ => return None,
+    };
+    (error.kind() == clap::error::ErrorKind::UnknownArgument).then(|| instead.to_owned())
+}
+
 /// An error as a JSON document.
 #[derive(JsonSchema, Serialize)]
 pub(crate) struct ErrorReport {
@@ -127,6 +158,14 @@ struct ErrorBody {
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
+    /// What the parser refuses. Where there is a sentence about what was meant, its guess by letters is left out.
+    pub(crate) fn command_line(mut error: clap::Error) -> Self {
+        if unknown_flag(&error).is_some() {
+            error.remove(clap::error::ContextKind::SuggestedArg);
+        }
+        Self::CommandLine(Box::new(error))
+    }
+
     /// The documented exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         use narrows::Error as E;
@@ -164,8 +203,7 @@ impl Failure {
             Self::CommandLine(_) | Self::Usage(_) | Self::Input { .. } => 2,
             Self::NoModel { .. } => 3,
             Self::NotAModel { .. } => 4,
-            Self::Tuned { .. } => 5,
-            Self::DoesNotFit { .. } => 5,
+            Self::Tuned { .. } | Self::DoesNotFit { .. } | Self::LongText { .. } | Self::ManyIds { .. } => 5,
             Self::NoDevice { .. } | Self::NamedDevice(_) => 6,
             Self::File { .. } | Self::Stdout(_) => 9,
             Self::Interrupted { code } => *code,
@@ -199,7 +237,7 @@ impl Failure {
             );
         }
         match self {
-            Self::CommandLine(error) => unknown_command(error),
+            Self::CommandLine(error) => unknown_command(error).or_else(|| unknown_flag(error)),
             Self::Model(narrows::Error::Shard(error)) | Self::Shard(error) => error.hint().map(str::to_owned),
             Self::Model(narrows::Error::NotFinite { .. }) => Some(
                 "the weights hold such values, or one left the range of --kv-dtype; `narrows verify` checks a pack"
@@ -232,6 +270,13 @@ impl Failure {
                 "--{} {}M is the smallest that works with {flags}; without {flags} less is needed",
                 memory.to_lowercase(),
                 minimum.get().div_ceil(1 << 20)
+            )),
+            Self::LongText { room, .. } => Some(format!(
+                "a text of {room} is the longest that it may be; a larger --ram has room for a longer one"
+            )),
+            Self::ManyIds { needed, .. } => Some(format!(
+                "a larger --ram has room for more, {}M and what computing takes for these",
+                needed.get().div_ceil(1 << 20)
             )),
             Self::DoesNotFit { .. } => Some("--ram auto takes 80 % of what is available".to_owned()),
             Self::Model(narrows::Error::OutOfMemory { .. } | narrows::Error::BeyondWorkload { .. }) => {

@@ -4,7 +4,7 @@
 //! Signals belong to the process, so this state is the program's one global.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -22,6 +22,9 @@ static LISTENS: AtomicBool = AtomicBool::new(false);
 
 /// When the current pass ends at the latest by the newest estimate, in microseconds after [`START`]; 0: unknown.
 static PASS_ENDS: AtomicU64 = AtomicU64::new(0);
+
+/// For how long the line that acknowledges a signal may keep the signal from being obeyed.
+const MOST_TO_SAY: Duration = Duration::from_millis(200);
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -41,8 +44,8 @@ pub(crate) fn install(output: &Output) -> Result<()> {
                 crate::outfile::discard_unfinished();
                 std::process::exit(i32::from(code(signal)));
             }
+            acknowledge(&output);
             CANCEL.store(true, Ordering::Relaxed);
-            say(&output, &acknowledgement());
         }
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
@@ -51,6 +54,20 @@ pub(crate) fn install(output: &Output) -> Result<()> {
 
 fn code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(130)
+}
+
+/// Says that a signal was heard, and waits no longer than [`MOST_TO_SAY`] for it: a stderr that is read by a program that
+/// has stopped reading takes nothing, and the next signal has to be heard all the same.
+fn acknowledge(output: &Output) {
+    let (output, (said, wait)) = (output.clone(), mpsc::channel::<()>());
+    let speak = move || {
+        say(&output, &acknowledgement());
+        drop(said);
+    };
+    if std::thread::Builder::new().name("acknowledges".to_owned()).spawn(speak).is_ok() {
+        // An end, since the other side sends nothing.
+        let _ = wait.recv_timeout(MOST_TO_SAY);
+    }
 }
 
 fn acknowledgement() -> String {

@@ -3,6 +3,7 @@
 
 mod amounts;
 mod args;
+mod clock;
 mod commands;
 mod failure;
 mod figures;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
             (cli.output.json, catch_unwind(AssertUnwindSafe(|| command(cli))).unwrap_or(Err(Failure::Panic)))
         }
         Err(error) if error.use_stderr() => {
-            (std::env::args_os().any(|arg| arg == "--json"), Err(Failure::CommandLine(Box::new(error))))
+            (std::env::args_os().any(|arg| arg == "--json"), Err(Failure::command_line(error)))
         }
         // What was asked for: help, or the version.
         Err(error) => (false, error.print().map_err(output::stdout_failed)),

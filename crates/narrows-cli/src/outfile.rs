@@ -19,6 +19,10 @@ static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// The pack that is being written, which knows its files itself.
 static PACK: OnceLock<Cancel> = OnceLock::new();
 
+/// Where the system shows this process its open files.
+#[cfg(target_os = "linux")]
+const OPEN_FILES: &str = "/proc/self/fd";
+
 /// Links that a path may pass, as in Linux.
 const MOST_LINKS: usize = 40;
 
@@ -84,10 +88,11 @@ enum Place {
 
 impl OutFile {
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        Self::open(path).map_err(|source| Failure::File { path: path.to_owned(), source })
+        Self::open(path, nameless).map_err(|source| Failure::File { path: path.to_owned(), source })
     }
 
-    fn open(path: &Path) -> io::Result<Self> {
+    /// Opens it, with `nameless` for a file without a name where there are such.
+    fn open(path: &Path, nameless: fn(&Path) -> io::Result<Option<File>>) -> io::Result<Self> {
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
             Ok(found) if is_block_device(&found) => {
@@ -185,6 +190,10 @@ fn nameless(dir: &Path) -> io::Result<Option<File>> {
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
 
+    // It would not get a name where there is no /proc to name it by.
+    if !Path::new(OPEN_FILES).exists() {
+        return Ok(None);
+    }
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666)) {
         Ok(file) => Ok(Some(File::from(file))),
@@ -207,7 +216,7 @@ fn give_name(file: &File, target: &Path) -> io::Result<()> {
     use rustix::io::Errno;
 
     keep_permissions(file, target)?;
-    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let open = format!("{OPEN_FILES}/{}", file.as_raw_fd());
     let link = |to: &Path| linkat(CWD, &open, CWD, to, AtFlags::SYMLINK_FOLLOW);
     match link(target) {
         Err(Errno::EXIST) => {}
@@ -245,4 +254,70 @@ fn is_block_device(found: &fs::Metadata) -> bool {
 #[cfg(not(unix))]
 fn is_block_device(_: &fs::Metadata) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where the file system has no files without a name.
+    #[allow(clippy::unnecessary_wraps, reason = "in the place of a function that may fail")]
+    fn none(_: &Path) -> io::Result<Option<File>> {
+        Ok(None)
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Without files that have no name a file has another until it is complete, beside its place; given up, it is gone.
+    #[test]
+    fn a_file_has_another_name_until_it_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("result");
+        let other = format!(".narrows-{}-0.tmp", std::process::id());
+        let write = |text: &str| {
+            let mut file = OutFile::open(&path, none).unwrap();
+            assert!(names(dir.path()).contains(&other));
+            file.write_all(text.as_bytes()).unwrap();
+            file
+        };
+        drop(write("given up"));
+        assert!(names(dir.path()).is_empty());
+        write("first").finish().unwrap();
+        let second = write("second");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first");
+        second.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second");
+        assert_eq!(names(dir.path()), ["result"]);
+
+        // A name that is there already is another process's of before, and is left alone.
+        fs::write(dir.path().join(&other), "of another").unwrap();
+        write("third").finish().unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join(&other)).unwrap(), "of another");
+        assert_eq!(names(dir.path()).len(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_keeps_permissions_and_links_whatever_it_is_called_meanwhile() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        for make in [none as fn(&Path) -> _, nameless] {
+            fs::write(&file, "old").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+            let _ = fs::remove_file(&link);
+            symlink("file", &link).unwrap();
+            let mut out = OutFile::open(&link, make).unwrap();
+            out.write_all(b"new").unwrap();
+            out.finish().unwrap();
+            assert!(link.is_symlink());
+            assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+            assert_eq!(names(dir.path()).len(), 2);
+        }
+    }
 }

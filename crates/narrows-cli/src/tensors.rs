@@ -14,10 +14,25 @@ use crate::outfile::OutFile;
 /// Far more than any prompt: 2^25 ids.
 const MAX_IDS: Bytes = Bytes::mib(256);
 
-/// Reads the ids in a file.
-pub(crate) fn read_ids(path: &Path) -> Result<Ids> {
+/// Of a file of ids that counts in a budget; what is shorter is part of the program's own.
+const MANY_IDS: Bytes = Bytes::mib(1);
+
+/// Memory that ids take while they are read, in times of their file: its bytes, their values, the rows of these.
+const READING: u64 = 3;
+
+/// Reads the ids in a file, within `budget`.
+pub(crate) fn read_ids(path: &Path, budget: Option<Bytes>) -> Result<Ids> {
     use narrows_shard::Error;
 
+    let found = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    let size = Bytes(found.map_or(0, |found| found.len()));
+    let needed = Bytes(size.get().saturating_mul(READING));
+    if let Some(budget) = budget
+        && (MANY_IDS..=MAX_IDS).contains(&size)
+        && needed > budget
+    {
+        return Err(Failure::ManyIds { path: path.to_owned(), size, needed, budget });
+    }
     let input = |what: String| Failure::Input { path: path.to_owned(), what };
     let bytes = match narrows_shard::read_small_file(path, MAX_IDS) {
         Ok(Some(bytes)) => bytes,

@@ -62,6 +62,7 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, u64), Error> {
 pub(crate) fn require_file(path: &Path) -> Result<u64, Error> {
     let found = fs::metadata(path).map_err(|e| match fs::read_link(path) {
         Ok(target) if e.kind() == io::ErrorKind::NotFound => dangling(path, &target),
+        Ok(_) if is_link_loop(&e) => Error::invalid(path, "is a link that leads back to itself"),
         _ => Error::io(path, "open it")(e),
     })?;
     if found.is_file() {
@@ -70,6 +71,16 @@ pub(crate) fn require_file(path: &Path) -> Result<u64, Error> {
         let kind = if found.is_dir() { "a directory" } else { "something special" };
         Err(Error::invalid(path, format!("is {kind}, not a file")))
     }
+}
+
+#[cfg(unix)]
+fn is_link_loop(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+#[cfg(not(unix))]
+fn is_link_loop(_: &io::Error) -> bool {
+    false
 }
 
 /// Refuses what git-lfs leaves in the place of a file, given how it begins.
@@ -173,6 +184,12 @@ mod tests {
         let (blob, other) = (dir.path().join("config.json"), dir.path().join("tokenizer.json"));
         symlink("../../blobs/abc", &blob).unwrap();
         symlink("elsewhere", &other).unwrap();
+        let (round, back) = (dir.path().join("round"), dir.path().join("back"));
+        symlink("back", &round).unwrap();
+        symlink("round", &back).unwrap();
+        let refused = read_small_file(&round, LIMIT).unwrap_err();
+        assert!(matches!(&refused, Error::Invalid { .. }), "{refused}");
+        assert!(refused.to_string().contains("leads back to itself"), "{refused}");
         for (path, says) in [(&blob, "the blob ../../blobs/abc"), (&other, "it links to, elsewhere")] {
             let refused = read_small_file(path, LIMIT).unwrap_err();
             assert!(matches!(&refused, Error::NotFound { .. }), "{refused}");

@@ -55,17 +55,27 @@ impl Prompt {
     /// # Errors
     /// It is text and there is no tokenizer, or no chat template for a chat; or they refuse it.
     pub fn tokens(&self, text: Option<&Text>) -> Result<Vec<u32>> {
+        self.tokens_within(text, None)
+    }
+
+    fn tokens_within(&self, text: Option<&Text>, budget: Option<Bytes>) -> Result<Vec<u32>> {
+        let encode = |text: &Text, prompt: &str, special_tokens| {
+            if let Some(budget) = budget {
+                text.check_encoding(prompt.len(), budget)?;
+            }
+            text.encode(prompt, special_tokens)
+        };
         let need_text = || text.ok_or_else(|| Error::Request("a text prompt needs a tokenizer".to_owned()));
         match self {
             Self::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-            Self::Text(prompt) => need_text()?.encode(prompt, true),
+            Self::Text(prompt) => encode(need_text()?, prompt, true),
             Self::Chat(messages, options) => {
                 let text = need_text()?;
                 let template = text
                     .chat_template()?
                     .ok_or_else(|| Error::Request("the model has no chat template".to_owned()))?;
                 // The template writes the special tokens itself.
-                text.encode(&template.render(messages, options)?, false)
+                encode(text, &template.render(messages, options)?, false)
             }
             Self::Tokens(tokens) | Self::Encoded { tokens, .. } => Ok(tokens.clone()),
         }
@@ -76,12 +86,21 @@ impl Prompt {
     /// # Errors
     /// As [`Prompt::tokens`].
     pub fn encoded(self, text: Option<&Text>) -> Result<Self> {
+        self.encoded_within(text, None)
+    }
+
+    /// The same, if encoding what there is to encode takes no more than `budget` together with the tokenizer: a chat is as
+    /// long as its template makes it.
+    ///
+    /// # Errors
+    /// As [`Prompt::tokens`], and [`Error::DoesNotFit`].
+    pub fn encoded_within(self, text: Option<&Text>, budget: Option<Bytes>) -> Result<Self> {
         let reply = match self {
             Self::Text(_) => false,
             Self::Chat(..) => true,
             Self::Tokens(_) | Self::Encoded { .. } => return Ok(self),
         };
-        Ok(Self::Encoded { tokens: self.tokens(text)?, reply })
+        Ok(Self::Encoded { tokens: self.tokens_within(text, budget)?, reply })
     }
 }
 
@@ -272,9 +291,18 @@ impl Engine {
 
     fn prompt_tokens(&self, request: &Request, text: Option<&Text>) -> Result<Vec<u32>> {
         request.sampling.check()?;
-        let tokens = request.prompt.tokens(text)?;
+        let room = text.map(|text| self.encoding_room(text));
+        let tokens = request.prompt.tokens_within(text, room)?;
         self.check_prompt(&tokens)?;
         Ok(tokens)
+    }
+
+    /// What the tokenizer and the encoding of a prompt may take together while the weights are there: what the plan leaves
+    /// of the budget, and in any case four bytes of text for each position.
+    fn encoding_room(&self, text: &Text) -> Bytes {
+        let plan = self.plan();
+        let left = plan.budget.saturating_sub(plan.stream.total());
+        text.memory() + left.max(Text::encoding_memory(self.max_positions().saturating_mul(4)))
     }
 
     fn text_for(&mut self, requests: &[Request]) -> Result<Option<std::sync::Arc<Text>>> {

@@ -118,6 +118,11 @@ fn converse(
                     &format!("{error}; /clear starts anew, and a start with a larger --ctx makes room"),
                 );
             }
+            // More text than the memory has room for, or a template that makes it so.
+            Err(error @ narrows::Error::DoesNotFit { .. }) => {
+                messages.pop();
+                say(output, &format!("{error}, for the text of this conversation; /clear starts anew"));
+            }
             Err(error) => return Err(error.into()),
         }
     }

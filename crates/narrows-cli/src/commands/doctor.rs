@@ -112,7 +112,7 @@ pub(crate) fn doctor(output: &Output, args: &Doctor) -> Result<()> {
     let disk = path.as_ref().map(|path| read(path, &mut go_on, &mut results));
     interrupt.check()?;
     machine.disk = disk.as_ref().and_then(|disk| disk.disk.clone());
-    let date = chrono::Utc::now();
+    let date = crate::clock::now();
     figures::keep(output, &Record::new(date, command_line(), machine.clone(), Vec::new(), results));
     let mut report = Report {
         schema_version: SCHEMA_VERSION,

@@ -6,7 +6,7 @@ use narrows::{Model, Text, Workload};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, check_encoding, start, write_trace};
+use super::{SCHEMA_VERSION, builder, check_encoding, room, start, too_long, write_trace};
 use crate::args::{Eval, Output};
 use crate::failure::Result;
 use crate::input::read_text;
@@ -25,7 +25,8 @@ pub(super) struct Report {
 }
 
 pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
-    let text = read_text(&args.file)?;
+    let text =
+        read_text(&args.file, room(&args.compute)?).map_err(|failure| too_long(&args.compute, failure))?;
     let model = Model::open(locate(&args.compute.model)?)?;
     let tokenizer = Arc::new(Text::read(model.dir())?);
     check_encoding(&args.compute, &tokenizer, text.len())?;
@@ -44,14 +45,18 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let mut progress = Progress::new(output, "eval", Unit::Tokens, tokens.len().saturating_sub(1) as u64);
     let result = engine.perplexity(&tokens, window, stride, |done| progress.set(done as u64));
     progress.clear();
-    write_trace(&engine, args.compute.trace.as_deref())?;
-    interrupt.check()?;
+    if result.is_err() {
+        write_trace(&engine, args.compute.trace.as_deref())?;
+        interrupt.check()?;
+    }
     let narrows::Perplexity { perplexity, stderr, tokens, .. } = result?;
     if output.json {
-        let report = Report { schema_version: SCHEMA_VERSION, perplexity, stderr, tokens, window, stride };
-        return write_json(&report);
+        write_json(&Report { schema_version: SCHEMA_VERSION, perplexity, stderr, tokens, window, stride })?;
+    } else {
+        write(&format!(
+            "perplexity {perplexity:.4} +- {stderr:.4} ({tokens} tokens, window {window}, stride {stride})\n"
+        ))?;
     }
-    write(&format!(
-        "perplexity {perplexity:.4} +- {stderr:.4} ({tokens} tokens, window {window}, stride {stride})\n"
-    ))
+    // After the result, which a trace that cannot be written does not take away.
+    write_trace(&engine, args.compute.trace.as_deref())
 }

@@ -7,7 +7,7 @@ use narrows::{Bytes, Error, Model, ScoreInput, Workload};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, start, write_trace};
+use super::{SCHEMA_VERSION, builder, ram, start, write_trace};
 use crate::args::{Logits, Output};
 use crate::failure::{Failure, Result};
 use crate::ids::Ids;
@@ -37,7 +37,7 @@ struct StatsReport {
 }
 
 pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
-    let Ids { rows: ids, padded } = read_ids(&args.ids)?;
+    let Ids { rows: ids, padded } = read_ids(&args.ids, ram(&args.compute)?)?;
     if padded {
         let what =
             "attention_mask marks padding, of which there are no logits: give rows of one length".to_owned();
@@ -71,12 +71,13 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     if let Some(source) = failed {
         return Err(Failure::File { path: args.out.clone(), source });
     }
-    interrupt.check()?;
+    if scored.is_err() {
+        interrupt.check()?;
+    }
     scored?;
-    write_trace(&engine, args.compute.trace.as_deref())?;
     file.finish()?;
     if output.json {
-        return write_json(&Report {
+        write_json(&Report {
             schema_version: SCHEMA_VERSION,
             path: &args.out,
             shape: [batch, positions, vocab],
@@ -86,7 +87,8 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
                 bytes_read: engine.bytes_read().get(),
                 peak_rss_bytes: narrows::memory::peak_resident().map(Bytes::get),
             },
-        });
+        })?;
     }
-    Ok(())
+    // After the result, which a trace that cannot be written does not take away.
+    write_trace(&engine, args.compute.trace.as_deref())
 }

@@ -29,6 +29,7 @@ use self::speeds::Known;
 use crate::amounts::count;
 use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
+use crate::input::Room;
 use crate::models::locate;
 use crate::outfile::OutFile;
 use crate::output::say;
@@ -93,14 +94,24 @@ fn ram(args: &Compute) -> Result<Option<Bytes>> {
     })
 }
 
+/// How much text may be read for a command.
+fn room(args: &Compute) -> Result<Room> {
+    ram(args).map(Room::within)
+}
+
+/// The failure for a text of which nothing was read, with the smallest budget that works where its size is known.
+fn too_long(args: &Compute, failure: Failure) -> Failure {
+    let Failure::LongText { size: Some(size), .. } = failure else { return failure };
+    let bytes = usize::try_from(size.get()).unwrap_or(usize::MAX);
+    let exact = || check_encoding(args, &Text::read(&locate(&args.model)?)?, bytes);
+    exact().err().unwrap_or(failure)
+}
+
 /// Refuses a text that takes more than the budget while it is encoded, which is before there is a plan.
 fn check_encoding(args: &Compute, text: &Text, bytes: usize) -> Result<()> {
-    let minimum = text.memory() + Text::encoding_memory(bytes);
     match ram(args)? {
-        Some(budget) if Text::encoding_memory(bytes) > Bytes(0) && minimum > budget => {
-            Err(narrows::Error::DoesNotFit { memory: "RAM", minimum, budget }.into())
-        }
-        _ => Ok(()),
+        Some(budget) => Ok(text.check_encoding(bytes, budget)?),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use narrows::{
     ChatOptions, ChatTemplate, Completion, Engine, Finish, Generation, GenerationDefaults, Message, Model,
@@ -15,7 +15,7 @@ use narrows::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{SCHEMA_VERSION, builder, chat, check_encoding, given, start, write_trace};
+use super::{SCHEMA_VERSION, builder, chat, check_encoding, given, ram, room, start, too_long, write_trace};
 use crate::amounts::{count, per_token, seconds};
 use crate::args::{Output, Run, SamplingArgs};
 use crate::failure::{Failure, Result};
@@ -183,13 +183,15 @@ impl LinkReport {
 }
 
 pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
+    let room = room(&args.compute)?;
+    let long = |failure| too_long(&args.compute, failure);
     let prompts = match (&args.ids, args.prompt.as_ref().or(args.words.as_ref())) {
-        (Some(path), _) => Input::Ids(read_ids(path)?.rows),
-        (None, Some(prompt)) => Input::Text(text_of(prompt)?),
+        (Some(path), _) => Input::Ids(read_ids(path, ram(&args.compute)?)?.rows),
+        (None, Some(prompt)) => Input::Text(text_of(prompt, room).map_err(long)?),
         (None, None) if std::io::stdin().is_terminal() => Input::Chat,
-        (None, None) => Input::Text(read_stdin()?),
+        (None, None) => Input::Text(read_stdin(room)?),
     };
-    let system = args.system.as_deref().map(text_of).transpose()?;
+    let system = args.system.as_deref().map(|text| text_of(text, room).map_err(long)).transpose()?;
     if matches!(prompts, Input::Chat) && output.json {
         return Err(Failure::Usage("--json needs a prompt: -p TEXT or --ids FILE".to_owned()));
     }
@@ -254,7 +256,8 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
             .collect(),
         Input::Text(prompt) => {
             if let Some(text) = &text {
-                check_encoding(&args.compute, text, prompt.len())?;
+                let all = prompt.len() + system.as_ref().map_or(0, String::len);
+                check_encoding(&args.compute, text, all)?;
             }
             let prompt = if has_template {
                 Prompt::Chat(messages(system.as_deref(), prompt), chat_options())
@@ -272,7 +275,7 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     for request in &mut requests {
         // A template is run and a text encoded once.
         let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
-        request.prompt = prompt.encoded(text.as_deref())?;
+        request.prompt = prompt.encoded_within(text.as_deref(), ram(&args.compute)?)?;
         lengths.push(request.prompt.tokens(text.as_deref())?.len());
     }
     if let (Some(most), None, None) = (defaults.max_length, defaults.max_new_tokens, args.max_new_tokens) {
@@ -540,11 +543,5 @@ fn messages(system: Option<&str>, text: String) -> Vec<Message> {
 
 pub(super) fn chat_options() -> ChatOptions {
     let now = SystemTime::now();
-    let seconds = match now.duration_since(UNIX_EPOCH) {
-        Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, i64::wrapping_neg),
-    };
-    let utc = chrono::DateTime::from_timestamp(seconds, 0);
-    let offset = utc.map_or(0, |utc| utc.with_timezone(&chrono::Local).offset().local_minus_utc());
-    ChatOptions::new(now, offset)
+    ChatOptions::new(now, crate::clock::offset(now))
 }

@@ -315,6 +315,112 @@ fn too_few_open_files() {
     }
 }
 
+/// Figures that are no figures are none, whatever lies in their place.
+#[test]
+fn figures_that_are_no_file_are_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("narrows/figures.json");
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    for make in [
+        (|path: &Path| mkfifo(path)) as fn(&Path),
+        |path| symlink("/dev/zero", path).unwrap(),
+        |path| symlink("figures.json", path).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+        |path| fs::write(path, "[".repeat(100_000)).unwrap(),
+        |path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap(),
+    ] {
+        make(&path);
+        let mut command = narrows();
+        command.env("XDG_CACHE_HOME", dir.path()).args(["plan", "llama-1.1b", "--speeds", "remembered"]);
+        Ran::of(&command.output().unwrap()).ok();
+        fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
+    }
+}
+
+/// Every file below a directory.
+fn files_below(dir: &Path, into: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files_below(&path, into) } else { into.push(path.to_str().unwrap().to_owned()) }
+    }
+}
+
+/// docs/PROMISES.md: a command writes where it was told to and nowhere else, but for the figures.
+#[test]
+fn nothing_is_written_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (work, home, cache, temporary, told) =
+        (place("work"), place("home"), place("cache"), place("temporary"), place("told"));
+    let model = place("model");
+    copy_dir(&demo(), &model);
+    save_ids(&model.join("ids"), &[&[1, 5, 9]]);
+    fs::write(model.join("text"), "And the king said unto him").unwrap();
+    let files = || {
+        let mut files = Vec::new();
+        files_below(dir.path(), &mut files);
+        files.sort();
+        files
+    };
+    let compute = ["--device", "cpu", "--speeds", "measured"];
+    let quick = ["--runtime", "1ms", "--loops", "1"];
+    let commands: Vec<(Vec<OsString>, &[&str], &[&str])> = vec![
+        (args!["run", &model, "-p", "a", "-n", "2"].into(), &compute, &[]),
+        (args!["run", &model, "-p", "a", "-n", "2", "--ram", "9M"].into(), &compute, &[]),
+        (args!["run", &model, "-p", "a", "--trace", told.join("trace")].into(), &compute, &["told/trace"]),
+        (args!["eval", &model, "-f", model.join("text")].into(), &compute, &[]),
+        (
+            args!["logits", &model, "--ids", model.join("ids"), "--out", told.join("logits")].into(),
+            &compute,
+            &["told/logits"],
+        ),
+        (args!["plan", &model].into(), &[], &[]),
+        (args!["plan", "llama-8b"].into(), &[], &[]),
+        (args!["inspect", &model, "--error"].into(), &[], &[]),
+        (args!["verify", &model].into(), &[], &[]),
+        (args!["doctor"].into(), &[], &[]),
+        (args!["doctor", &model].into(), &[], &["cache/narrows/figures.json"]),
+        (args!["completions", "bash"].into(), &[], &[]),
+        (args!["schema", "run"].into(), &[], &[]),
+        (args!["bench", "host", "--test", "read", "--size", "16M"].into(), &quick, &[]),
+        (args!["bench", "io", &model, "--size", "32M", "--ioengine", "psync"].into(), &quick, &[]),
+        (args!["bench", "run", &model, "-p", "4", "-n", "2", "-r", "1", "--json"].into(), &[], &[]),
+        (args!["run", "nowhere", "-p", "a"].into(), &[], &[]),
+        (args!["no-such-command"].into(), &[], &[]),
+    ];
+    let mut before = files();
+    for (arguments, more, written) in commands {
+        let mut command = narrows();
+        command.current_dir(&work).env("HOME", &home).env("XDG_CACHE_HOME", &cache).env("TMPDIR", &temporary);
+        let ran = Ran::of(&command.args(&arguments).args(more).output().unwrap());
+        assert!(matches!(ran.code, Some(0 | 2 | 3)), "{arguments:?}: {}", ran.err);
+        let expected: Vec<_> =
+            written.iter().map(|name| dir.path().join(name).to_str().unwrap().to_owned()).collect();
+        let after = files();
+        let new: Vec<_> = after.iter().filter(|name| !before.contains(name)).cloned().collect();
+        assert_eq!(new, expected, "{arguments:?}: {}", ran.err);
+        before = after;
+    }
+    // A pack and the manual write their own directory only, and leave the model as it is.
+    for (arguments, below) in [
+        (args!["pack", &model, "-o", told.join("pack")].to_vec(), "told/pack/"),
+        (args!["man", "-o", told.join("man")].to_vec(), "told/man/"),
+    ] {
+        let mut command = narrows();
+        command.current_dir(&work).env("HOME", &home).env("XDG_CACHE_HOME", &cache).env("TMPDIR", &temporary);
+        Ran::of(&command.args(&arguments).output().unwrap()).ok();
+        let below = dir.path().join(below).to_str().unwrap().to_owned();
+        let after = files();
+        assert!(after.iter().all(|name| before.contains(name) || name.starts_with(&below)), "{after:?}");
+        assert!(after.iter().all(|name| !name.ends_with(".partial") && !name.ends_with(".tmp")), "{after:?}");
+        before = after;
+    }
+}
+
 /// Figures that are kept behind a link stay there.
 #[test]
 fn figures_are_written_through_links() {

@@ -32,6 +32,52 @@ fn a_prompt_is_given_up() {
     }
 }
 
+/// A stderr that is read no longer takes neither lines nor the acknowledgement of a signal; signals are heard all the same.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stuck_stderr_keeps_no_signal_from_being_heard() {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = narrows();
+    command.args(args!["run", demo(), "-p", "-", "--raw", "--greedy", "-n", "1", "--chunk", "1"]);
+    command.args(["--ctx", "30000", "--speeds", "assumed"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(writer.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all("and the king ".repeat(6_000).as_bytes()).unwrap();
+    let (mut err, mut lines) = (BufReader::new(&reader), String::new());
+    while !lines.contains("plan:") {
+        assert_ne!(err.read_line(&mut lines).unwrap(), 0, "{lines}");
+    }
+    // Opened anew, since a flag of an open file holds for all who have it.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let mut filler = std::fs::File::options().write(true).custom_flags(nonblocking).open(path).unwrap();
+    for len in [4096, 1] {
+        while filler.write(&vec![b' '; len]).is_ok() {}
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::INT).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    // The work has ended by then, and its last line is stuck.
+    let _ = kill_process(pid, Signal::TERM);
+    let mut code = None;
+    for _ in 0..1000 {
+        code = child.try_wait().unwrap();
+        if code.is_some() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    if code.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(code.and_then(|status| status.code()), Some(143));
+}
+
 /// Two signals, the second while the first is being obeyed: the pack ends wherever it is, leaves no file that is only
 /// there for the time of packing, and goes on with another call to the same bytes.
 #[cfg(target_os = "linux")]

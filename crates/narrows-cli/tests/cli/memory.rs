@@ -139,6 +139,50 @@ fn a_long_text_is_encoded_within_the_budget() {
     assert!(hint.parse::<usize>().unwrap() << 20 > 100 * text.len(), "{hint}");
 }
 
+/// What a prompt, a file or a pipe has beyond the room of a budget is not read, and what a template makes of a short
+/// prompt is not encoded.
+#[cfg(target_os = "linux")]
+#[test]
+fn texts_and_ids_have_no_more_room_than_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["-n", "1", "--device", "cpu", "--speeds", "assumed", "--ram", "40M"];
+    let ask = |args: &[std::ffi::OsString]| {
+        run(args.iter().map(Into::into).chain(flags.map(std::ffi::OsString::from)))
+    };
+    for prompt in [&args!["-p", "@/dev/zero"][..], &args!["-p", "a", "--system", "@/dev/zero"]] {
+        ask(&[&args!["run", demo()][..], prompt].concat()).refused(5, "more than 160.0 KiB of text");
+    }
+    let command = |input: std::fs::File| {
+        let mut command = narrows();
+        command.args(args!["run", demo(), "-p", "-"]).args(flags).stdin(input);
+        Ran::of(&command.output().unwrap())
+    };
+    command(std::fs::File::open("/dev/zero").unwrap()).refused(5, "stdin");
+    let eval = args!["eval", demo(), "-f", "/dev/zero", "--device", "cpu", "--ram", "40M"];
+    run(eval).refused(5, "more than 160.0 KiB of text");
+    // Without a file's size there is no smallest budget to tell, with it there is one.
+    let file = dir.path().join("text");
+    std::fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let ran = run(args!["eval", demo(), "-f", &file, "--device", "cpu", "--ram", "40M"]);
+    ran.refused(5, "needs");
+    let hint: u64 = ran.err.split("--ram ").nth(1).unwrap().split('M').next().unwrap().parse().unwrap();
+    assert!(hint > 256 << 10, "{hint}");
+
+    let ids = dir.path().join("ids");
+    save_ids(&ids, &[&vec![5; 2 << 20]]);
+    ask(&args!["run", demo(), "--ids", &ids]).refused(5, "of token ids");
+    let out = args!["logits", demo(), "--ids", &ids, "--out", dir.path().join("l"), "--ram", "40M"];
+    run(out).refused(5, "of token ids");
+
+    let model = dir.path().join("model");
+    copy_dir(&demo(), &model);
+    std::fs::write(model.join("chat_template.jinja"), "{{ 'a ' * 400000 }}").unwrap();
+    let ran = ask(&args!["run", &model, "-p", "a"]);
+    ran.refused(5, "needs");
+    std::fs::write(model.join("chat_template.jinja"), "{{ 'a ' * 4000000 }}").unwrap();
+    ask(&args!["run", &model, "-p", "a"]).refused(4, "it writes more than");
+}
+
 #[test]
 fn budgets_that_cannot_be() {
     for ram in ["0", "-5G", "lots", "12Q", "0%", "101%", ""] {

@@ -255,6 +255,21 @@ fn commands_that_other_programs_have() {
         ran.refused(2, name);
         assert!(ran.err.contains(instead), "{name}: {}", ran.err);
     }
+    for (line, instead) in [
+        ("verify --quick DEMO", "reads every byte"),
+        ("verify DEMO --quick", "narrows inspect"),
+        ("run --pull org/name", "hf download"),
+        ("run -m DEMO", "first argument"),
+        ("run DEMO --n-gpu-layers 9", "--vram"),
+        ("run DEMO --ctx-size 9", "--ctx N"),
+    ] {
+        let ran = run(line.split(' ').map(|word| word.replace("DEMO", demo().to_str().unwrap())));
+        ran.refused(2, "unexpected argument");
+        let hint = ran.err.lines().find(|line| line.starts_with("hint: ")).unwrap_or_default();
+        assert!(hint.contains(instead) && !ran.err.contains("similar argument"), "{line}: {}", ran.err);
+    }
+    // What is a slip keeps the tip.
+    assert!(run(["verify", "--quie"]).err.contains("'--quiet'"));
     let version = run(["--version"]).ok().out;
     assert!(version.starts_with("narrows 0.") && version.contains("kernels:"), "{version}");
     assert!(version.contains("portable"), "{version}");
@@ -276,6 +291,8 @@ fn errors_are_documents_too() {
         (run(args!["run", checkpoint("llama"), "--ids", &ids, "--ctx", "9", "--json"]), "prompt_too_long"),
         (run(args!["run", demo(), "--json", "--no-such-flag"]), "usage"),
         (run(args!["eval", demo(), "-f", "nowhere", "--json"]), "usage"),
+        (run(args!["bench", "report", "nowhere.json", "-o", dir.path().join("x.svg"), "--json"]), "usage"),
+        (run(args!["bench", "io", "nowhere", "--json"]), "usage"),
     ] {
         let error = ran.json()["error"].clone();
         assert_eq!((error["kind"].as_str(), error["code"].as_i64()), (Some(kind), ran.code.map(i64::from)));

@@ -38,6 +38,26 @@ fn a_full_stdout_is_an_error_and_one_line() {
     assert!(err.lines().filter(|line| line.starts_with("error:")).count() == 1, "{err}");
 }
 
+/// A trace that cannot be written is an error, after the result that took the time.
+#[test]
+fn a_trace_that_cannot_be_written_costs_no_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ids, out, text) = (dir.path().join("ids"), dir.path().join("logits"), dir.path().join("text"));
+    crate::harness::save_ids(&ids, &[&[1, 5, 9]]);
+    std::fs::write(&text, "And the king said unto him").unwrap();
+    let trace = dir.path().join("nowhere/trace");
+    let flags = ["--device", "cpu", "--speeds", "assumed", "--trace", trace.to_str().unwrap()];
+    let ask = |args: &[std::ffi::OsString]| {
+        let ran = crate::harness::Ran::of(&narrows().args(args).args(flags).output().unwrap());
+        assert!(ran.code == Some(9) && ran.err.contains("nowhere/trace"), "{:?} {}", ran.code, ran.err);
+        ran.out
+    };
+    assert!(ask(&args!["run", demo(), "-p", "In the", "-n", "3", "--greedy"]).len() > 3);
+    assert!(ask(&args!["eval", demo(), "-f", &text]).starts_with("perplexity "));
+    ask(&args!["logits", checkpoint("llama"), "--ids", &ids, "--out", &out]);
+    assert!(std::fs::metadata(&out).unwrap().len() > 3 * 320 * 4);
+}
+
 #[test]
 fn nothing_from_a_file_reaches_a_terminal_raw() {
     let dir = tempfile::tempdir().unwrap();

@@ -23,6 +23,9 @@ use crate::json;
 /// From this many bytes on a text takes MiB while it is encoded.
 const LONG_TEXT: usize = 8 << 10;
 
+/// Memory that a long text takes while it is encoded, in bytes for each of its own.
+const ENCODING: u64 = 256;
+
 /// The tokenizer of a model directory, with its chat template if it has one.
 #[derive(Debug)]
 pub struct Text {
@@ -165,7 +168,27 @@ impl Text {
     /// each of English, more where each is a token. Nothing of short ones, which are part of any program's own.
     #[must_use]
     pub const fn encoding_memory(bytes: usize) -> Bytes {
-        if bytes < LONG_TEXT { Bytes(0) } else { Bytes((bytes as u64).saturating_mul(256)) }
+        if bytes < LONG_TEXT { Bytes(0) } else { Bytes((bytes as u64).saturating_mul(ENCODING)) }
+    }
+
+    /// Refuses a text of `bytes` that takes more than `budget` while it is encoded, together with the tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`], with the smallest budget that works.
+    pub fn check_encoding(&self, bytes: usize, budget: Bytes) -> Result<()> {
+        let encoding = Self::encoding_memory(bytes);
+        let minimum = self.memory() + encoding;
+        if encoding > Bytes(0) && minimum > budget {
+            return Err(Error::DoesNotFit { memory: "RAM", minimum, budget });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the longest text that is encoded within `memory`, as [`Text::encoding_memory`] counts.
+    #[must_use]
+    pub const fn longest_encoded(memory: Bytes) -> Bytes {
+        let (any, fits) = (LONG_TEXT as u64 - 1, memory.get() / ENCODING);
+        Bytes(if fits > any { fits } else { any })
     }
 
     /// The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD.

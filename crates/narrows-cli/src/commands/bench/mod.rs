@@ -44,7 +44,7 @@ impl<'a> Session<'a> {
     fn begin(output: &'a Output) -> Result<Self> {
         Ok(Self {
             output,
-            date: chrono::Utc::now(),
+            date: crate::clock::now(),
             machine: Machine::here(),
             interrupt: Interrupt::listen(),
             status: StatusLine::new(output),

@@ -167,7 +167,7 @@ impl One<'_> {
         // Any tokens will do: what they are costs nothing. The embeddings of few would stay in the disk's cache.
         let token = |i: usize| (i.wrapping_mul(7919) % vocab.max(1)) as u32;
         let tokens: Vec<u32> = (0..test.depth + test.tokens()).map(token).collect();
-        let test_time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let test_time = crate::clock::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
         let mut engine = start(self.output, &compute, model, workload, None, 0)?;
         let mut seconds = Vec::new();
         let mut feed = engine.feed(tokens.len())?;

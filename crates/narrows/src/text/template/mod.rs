@@ -28,8 +28,9 @@ use self::value::{Dict, Value};
 const MAX_SOURCE: usize = 1 << 20;
 /// Words and signs in one tag, and of all tags that nest statements, at most.
 const MAX_TOKENS: usize = 4096;
-/// Bytes of the text that a template writes, besides twice what it is given.
-const MAX_OUTPUT: usize = 16 << 20;
+/// Bytes of the text that a template writes, besides four times what it is given. All of it is encoded, at some hundred
+/// times its size of memory.
+const MAX_OUTPUT: usize = 1 << 20;
 /// Of the thread that parses and runs; what is not used of it takes no memory.
 const STACK: usize = 256 << 20;
 
@@ -112,7 +113,8 @@ fn run(source: &str, input: &Input<'_>) -> Result<String> {
             variables.insert(&meter, Value::from(*name), Value::from_json(&meter, value)?)?;
         }
     }
-    let run = Run::new(&meter, source, Now::new(input.now.0, input.now.1), variables, MAX_OUTPUT + 2 * given);
+    let most = MAX_OUTPUT.saturating_add(given.saturating_mul(4));
+    let run = Run::new(&meter, source, Now::new(input.now.0, input.now.1), variables, most);
     run.template(&template)
 }
 
