@@ -2,10 +2,9 @@
 
 use std::ops::AddAssign;
 use std::path::Path;
-use std::thread;
 
 use crate::blocks::{self, RowError};
-use crate::{Encoding, Error, Reader, Tensor};
+use crate::{Encoding, Error, Reader, Tensor, parallel};
 
 /// Bytes of the source that are compared at a time, or one row where that is more.
 const CHUNK: usize = 8 << 20;
@@ -121,26 +120,13 @@ pub fn deviation(
         sums.clear();
         sums.resize(rows, (0.0, 0.0));
         let share = rows.div_ceil(threads.max(1));
-        let result = thread::scope(|scope| {
-            let tasks: Vec<_> = sums
-                .chunks_mut(share)
-                .enumerate()
-                .map(|(i, sums)| {
-                    let source = &source_bytes[i * share * from_bytes..];
-                    let bytes = bytes.get(i * share * to_bytes..).unwrap_or_default();
-                    scope.spawn(move || {
-                        pair.rows(source, bytes, sums).map_err(|(row, e)| (i * share + row, e))
-                    })
-                })
-                .collect();
-            let mut result = Ok(());
-            for task in tasks {
-                let done = task.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                // The first row that failed is the one that is told.
-                result = result.and(done);
-            }
-            result
+        let tasks = sums.chunks_mut(share).enumerate().map(|(i, sums)| {
+            let source = &source_bytes[i * share * from_bytes..];
+            let bytes = bytes.get(i * share * to_bytes..).unwrap_or_default();
+            move || pair.rows(source, bytes, sums).map_err(|(row, e)| (i * share + row, e))
         });
+        // The first row that failed is the one that is told.
+        let result: Result<(), _> = parallel::run(tasks).into_iter().collect();
         result.map_err(|(row, e)| invalid(reader, source, format!("row {}: {e}", first + row)))?;
         for (differences, squares) in &sums {
             total.differences += differences;

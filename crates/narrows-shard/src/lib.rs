@@ -24,6 +24,7 @@ mod files;
 mod header;
 mod manifest;
 mod pack;
+mod parallel;
 mod positional;
 mod sidecar;
 mod small;

@@ -1,10 +1,9 @@
 //! Rows of a matrix through the quantiser, on several threads.
 
-use std::thread;
-
 use super::plan::Quantise;
 use crate::Error;
 use crate::blocks::{self, RowError};
+use crate::parallel;
 
 /// What stopped it: reading, or the weights of a row.
 pub(crate) enum Failed {
@@ -35,7 +34,7 @@ impl Quantiser {
         read(&mut self.bytes).map_err(Failed::Read)?;
         let rows = len / quantise.from_bytes;
         let share = rows.div_ceil(self.threads);
-        let mut shares = self
+        let shares = self
             .bytes
             .chunks(share * quantise.from_bytes)
             .zip(out.chunks_mut(share * quantise.to_bytes))
@@ -43,17 +42,8 @@ impl Quantiser {
             .map(|(i, (bytes, out))| {
                 move || each_row(quantise, bytes, out).map_err(|(row, e)| Failed::Row(i * share + row, e))
             });
-        let Some(mut own) = shares.next() else { return Ok(()) };
-        thread::scope(|scope| {
-            let others: Vec<_> = shares.map(|share| scope.spawn(share)).collect();
-            let mut result = own();
-            for other in others {
-                // The first row that failed is the one that is told, whoever had it.
-                let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                result = result.and(other);
-            }
-            result
-        })
+        // The first row that failed is the one that is told, whoever had it.
+        parallel::run(shares).into_iter().collect()
     }
 }
 
