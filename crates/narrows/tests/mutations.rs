@@ -204,6 +204,68 @@ fn damaged_tokenizers() {
 }
 
 #[test]
+fn damaged_tables() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tables");
+    let names = [
+        "bpe-bare.model",
+        "bpe-unused.model",
+        "unigram-bytes.model",
+        "unigram-rules.model",
+        "ranks.tiktoken",
+    ];
+    let tables = names.map(|name| std::fs::read(dir.join(name)).unwrap());
+    let mut random = Random(setting("NARROWS_TEST_SEED", 0x0123_4567_89ab_cdef) | 1);
+    let dir = tempfile::tempdir().unwrap();
+    let model_types = ["chatglm", "qwen", "internlm2", "baichuan", "kimi_k2", "llama"];
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..setting("NARROWS_TEST_MUTATIONS", 300) {
+        let at = random.below(tables.len());
+        let mut bytes = tables[at].clone();
+        // Many a damage to one of a thousand pieces is none that a reader could see.
+        for _ in 0..random.below(4) {
+            damage_bytes(&mut random, &mut bytes);
+        }
+        let mut config = json!({"model_type": model_types[random.below(model_types.len())]});
+        let mut settings = json!({"add_bos_token": true, "tokenizer_class": "LlamaTokenizer", "legacy": false,
+            "added_tokens_decoder": {"300": {"content": "<x>", "special": true}}});
+        let mut asked = json!({"user_token_id": 5, "assistant_token_id": 6, "chat_format": "chatml"});
+        for value in [&mut config, &mut settings, &mut asked] {
+            if random.below(4) == 0 {
+                damage_value(&mut random, value);
+            }
+        }
+        for (name, value) in
+            [("config", &config), ("tokenizer_config", &settings), ("generation_config", &asked)]
+        {
+            std::fs::write(dir.path().join(format!("{name}.json")), value.to_string()).unwrap();
+        }
+        std::fs::write(dir.path().join("tokenizer.model"), &bytes).unwrap();
+        let start = computed();
+        let _ = Text::stop_tokens_of(dir.path());
+        let _ = Text::memory_of(dir.path());
+        match Text::read(dir.path()) {
+            Ok(text) => {
+                read += 1;
+                let spaces = " ".repeat(3000);
+                for input in ["hello of the  12\n\nx<x> é \u{3000}'s 日本 aaaaaaaaaaaaaaab", "", &spaces] {
+                    if let Ok(ids) = text.encode(input, true) {
+                        let _ = text.decode(&ids);
+                    }
+                }
+                let _ = text.decode(&[0, 1, 2, 5, 70, 105, 261, 266, u32::MAX]);
+                if let Ok(Some(template)) = text.chat_template() {
+                    let options = ChatOptions::new(SystemTime::UNIX_EPOCH, 0);
+                    let _ = template.render(&[Message::new("user", "hi")], &options);
+                }
+            }
+            Err(_) => refused += 1,
+        }
+        check(start, &|| format!("{} {config} {settings} {asked}", names[at]));
+    }
+    assert!(read > refused / 50 && refused > read / 50, "{read} read, {refused} refused");
+}
+
+#[test]
 fn damaged_templates() {
     let goldens = data("template-semantics.json");
     let cases: Vec<_> =

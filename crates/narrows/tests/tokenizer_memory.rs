@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 #![cfg(target_os = "linux")]
 
+mod protobuf;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -50,6 +52,46 @@ fn tokenizer(kind: &str, n: usize) -> Value {
     json!({"version": "1.0", "added_tokens": [], "model": model})
 }
 
+/// A table of the words, as bytes and as what merges them two by two.
+fn ranks(n: usize) -> Vec<u8> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let base64 = |bytes: &[u8]| -> String {
+        let chunk = |three: &[u8]| {
+            let bits = three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
+                << (8 * (3 - three.len()));
+            let digit = |at: usize| match at <= three.len() {
+                true => char::from(DIGITS[(bits >> (18 - 6 * at)) as usize % 64]),
+                false => '=',
+            };
+            [0, 1, 2, 3].map(digit)
+        };
+        bytes.chunks(3).flat_map(chunk).collect()
+    };
+    let bytes = (0..=255_u8).map(|byte| vec![byte]);
+    let all = bytes.chain(words(n).into_iter().map(String::into_bytes));
+    all.enumerate()
+        .map(|(rank, token)| format!("{} {rank}\n", base64(&token)))
+        .collect::<String>()
+        .into_bytes()
+}
+
+/// The name and the bytes of a tokenizer's file.
+fn file(kind: &str, n: usize, pretty: bool) -> (&'static str, Vec<u8>) {
+    let normal = |n| words(n).into_iter().map(|word| (word, protobuf::NORMAL));
+    let table = match kind {
+        "merged pieces" => protobuf::model(2, normal(n)),
+        "probable pieces" => protobuf::model(1, normal(n)),
+        "control pieces" => protobuf::model(2, words(n).into_iter().map(|word| (word, protobuf::CONTROL))),
+        "ranks" => ranks(n),
+        _ => {
+            let value = tokenizer(kind, n);
+            let text = if pretty { serde_json::to_string_pretty(&value).unwrap() } else { value.to_string() };
+            return ("tokenizer.json", text.into_bytes());
+        }
+    };
+    ("tokenizer.model", table)
+}
+
 fn status(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
@@ -63,8 +105,12 @@ fn child() {
     let dir = Path::new(&dir);
     // What the program itself takes to read any.
     let small = tempfile::tempdir().unwrap();
-    std::fs::write(small.path().join("tokenizer.json"), tokenizer("BPE", 10).to_string()).unwrap();
-    drop(Text::read(small.path()).unwrap());
+    std::fs::write(small.path().join("config.json"), r#"{"model_type": "chatglm"}"#).unwrap();
+    for kind in ["ranks", "merged pieces", "probable pieces", "BPE"] {
+        let (name, bytes) = file(kind, 10, false);
+        std::fs::write(small.path().join(name), bytes).unwrap();
+        drop(Text::read(small.path()).unwrap());
+    }
     let before = status("VmRSS");
     let says = Text::memory_of(dir).unwrap().get();
     let text = Text::read(dir).unwrap();
@@ -80,11 +126,20 @@ fn is_what_it_says() {
         ("BPE", 60_000, true),
         ("Unigram", 2_000, false),
         ("Unigram", 40_000, true),
+        ("merged pieces", 2_000, false),
+        ("merged pieces", 60_000, false),
+        ("merged pieces", 130_000, false),
+        ("probable pieces", 60_000, false),
+        ("control pieces", 5_000, false),
+        ("control pieces", 60_000, false),
+        ("ranks", 2_000, false),
+        ("ranks", 60_000, false),
+        ("ranks", 130_000, false),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let value = tokenizer(kind, n);
-        let text = if pretty { serde_json::to_string_pretty(&value).unwrap() } else { value.to_string() };
-        std::fs::write(dir.path().join("tokenizer.json"), &text).unwrap();
+        let (name, text) = file(kind, n, pretty);
+        std::fs::write(dir.path().join(name), &text).unwrap();
+        std::fs::write(dir.path().join("config.json"), r#"{"model_type": "chatglm"}"#).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
             .env(CHILD, dir.path())

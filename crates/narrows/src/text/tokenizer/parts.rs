@@ -16,7 +16,6 @@ use tokenizers::{DecoderWrapper, NormalizedString, PreTokenizedString, Result, S
 
 use super::pattern::{BYTE_LEVEL, Cut};
 use super::sentencepiece::SentencePiece;
-use super::table::Prefix;
 
 /// Steps of a part at most; the longest known has 15.
 const MAX_STEPS: usize = 64;
@@ -194,7 +193,8 @@ enum Step {
     /// What SentencePiece does to a text before it cuts it.
     Pieces {
         model: Arc<SentencePiece>,
-        prefix: Prefix,
+        /// Whether a space comes in front of the first part alone.
+        first_only: bool,
     },
     Other(PreTokenizerWrapper),
 }
@@ -223,9 +223,9 @@ impl PreTokenizer {
         Ok(Some(Self(steps.collect::<Result<_>>()?)))
     }
 
-    /// For text that `model` cuts.
-    pub(super) fn pieces(model: Arc<SentencePiece>, prefix: Prefix) -> Self {
-        Self(vec![Step::Pieces { model, prefix }])
+    /// For text that `model` cuts; `first_only` is whether a space comes in front of the first part alone.
+    pub(super) fn pieces(model: Arc<SentencePiece>, first_only: bool) -> Self {
+        Self(vec![Step::Pieces { model, first_only }])
     }
 
     /// One that cuts a text where `pattern` matches.
@@ -254,12 +254,8 @@ impl tokenizers::PreTokenizer for PreTokenizer {
                     })?;
                     ByteLevel::new(false, true, false).pre_tokenize(text)?;
                 }
-                Step::Pieces { model, prefix } => text.split(|part, piece| {
-                    let space = match prefix {
-                        Prefix::Each => true,
-                        Prefix::First => part == 0,
-                        Prefix::Never => false,
-                    };
+                Step::Pieces { model, first_only } => text.split(|part, piece| {
+                    let space = part == 0 || !first_only;
                     Ok([NormalizedString::from(model.normalize(piece.get(), space)?)])
                 })?,
                 Step::Other(step) => step.pre_tokenize(text)?,

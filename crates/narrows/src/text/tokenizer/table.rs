@@ -22,6 +22,9 @@ use crate::text::family::{Family, Format};
 /// Special tokens of a file at most.
 pub(super) const MAX_SPECIALS: usize = 1 << 16;
 
+/// Bytes of all of them at most.
+pub(super) const MAX_SPECIAL_BYTES: usize = 1 << 20;
+
 /// Far above any real table (the largest known has 6 MB).
 const MAX_FILE: Bytes = Bytes::mib(64);
 
@@ -92,17 +95,25 @@ impl TableFile {
     pub(in crate::text) fn tokenizer(self, dir: &Path) -> Result<Tokenizer> {
         let sidecars = Sidecars::read(dir)?;
         let family = Family::of(&sidecars, self.format, dir)?;
-        let table = guarded(|| self.table()).and_then(|made| made).map_err(|e| self.invalid(&e))?;
+        let table = guarded(|| self.table(Spaces::of(&sidecars).any))
+            .and_then(|made| made)
+            .map_err(|e| self.invalid(&e))?;
         let unigram = matches!(&table, model::Table::Pieces(model) if model.is_unigram());
         let made = guarded(|| make(table, &sidecars, family.as_ref())).and_then(|made| made);
         let (inner, specials) = made.map_err(|e| Error::invalid(&self.path, format!("no tokenizer: {e}")))?;
         Ok(Tokenizer::new(self.path, inner, &specials, &sidecars, !unigram, family))
     }
 
-    fn table(&self) -> std::result::Result<model::Table, Failed> {
+    fn table(&self, spaces: bool) -> std::result::Result<model::Table, Failed> {
         Ok(match self.format {
             Format::Ranks => model::Table::Ranks(Arc::new(Ranks::read(&self.bytes)?)),
-            _ => model::Table::Pieces(Arc::new(SentencePiece::read(&self.bytes)?)),
+            _ => {
+                let mut model = SentencePiece::read(&self.bytes)?;
+                if !spaces {
+                    model.leave_out_prefix();
+                }
+                model::Table::Pieces(Arc::new(model))
+            }
         })
     }
 }
@@ -140,8 +151,9 @@ fn make(
         names.insert(token.content.clone(), id);
     }
     let specials = sidecars.special_tokens(class, &first, None, &defaults);
+    let spaces = Spaces::of(sidecars);
     let pre_tokenizer = match (&table, family) {
-        (model::Table::Pieces(model), _) => PreTokenizer::pieces(Arc::clone(model), prefix(sidecars)),
+        (model::Table::Pieces(model), _) => PreTokenizer::pieces(Arc::clone(model), spaces.first_only),
         (model::Table::Ranks(_), family) => {
             let cut = family.and_then(Family::cut);
             let why = "how its text is cut before is known of ChatGLM (GLM-4), Qwen and Kimi only";
@@ -175,25 +187,25 @@ fn make(
     Ok((made, specials))
 }
 
-/// Where a text may have a space put in front.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Prefix {
-    /// Where it begins, and behind every special token: what most tokenizers' code does, which hands SentencePiece
-    /// the text between them part by part.
-    Each,
-    First,
-    Never,
+/// What a class makes of its settings about the space that SentencePiece puts in front of a text.
+struct Spaces {
+    /// Whether there is one at all.
+    any: bool,
+    /// Whether it comes at the beginning alone, and not behind special tokens, too: there most tokenizers' code has one,
+    /// which hands SentencePiece the text between them part by part.
+    first_only: bool,
 }
 
-/// What `LlamaTokenizer` makes of its settings; all others know no such settings.
-fn prefix(sidecars: &Sidecars) -> Prefix {
-    let is_llama = sidecars.declared.as_deref().is_some_and(|class| {
-        matches!(class.strip_suffix("Fast").unwrap_or(class), "LlamaTokenizer" | "CodeLlamaTokenizer")
-    });
-    let flag = |key| sidecars.flag(key).flatten();
-    match (is_llama, flag("add_prefix_space"), flag("legacy")) {
-        (false, ..) | (true, None | Some(true), Some(true)) => Prefix::Each,
-        (true, Some(false), _) => Prefix::Never,
-        (true, ..) => Prefix::First,
+impl Spaces {
+    /// `LlamaTokenizer` has settings; all others have none.
+    fn of(sidecars: &Sidecars) -> Self {
+        let class = sidecars.declared.as_deref().unwrap_or_default();
+        let is_llama =
+            matches!(class.strip_suffix("Fast").unwrap_or(class), "LlamaTokenizer" | "CodeLlamaTokenizer");
+        let flag = |key| sidecars.flag(key).flatten();
+        Self {
+            any: !is_llama || flag("add_prefix_space").unwrap_or(true),
+            first_only: is_llama && !flag("legacy").unwrap_or(false),
+        }
     }
 }

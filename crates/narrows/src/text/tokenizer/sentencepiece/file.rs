@@ -10,6 +10,9 @@ use super::super::{Failed, table};
 /// Bytes of a piece, as the package has it.
 const MAX_PIECE: usize = 8000;
 
+/// Bytes that stand for an unknown piece in a text; the package has five.
+const MAX_SURFACE: usize = 256;
+
 /// What a piece is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -129,8 +132,8 @@ impl Sizes {
             }
             Ok(())
         })?;
-        if sizes.controls > table::MAX_SPECIALS {
-            return Err(format!("more than {} control pieces", table::MAX_SPECIALS).into());
+        if sizes.controls > table::MAX_SPECIALS || sizes.control_bytes > table::MAX_SPECIAL_BYTES {
+            return Err(format!("{} control pieces of {} bytes", sizes.controls, sizes.control_bytes).into());
         }
         Ok(sizes)
     }
@@ -197,6 +200,9 @@ impl File {
             _ => return Err("there are two unknown pieces".into()),
         };
         file.bytes = file.byte_pieces()?;
+        if file.trainer.unk_surface.as_ref().is_some_and(|surface| surface.len() > MAX_SURFACE) {
+            return Err(format!("an unknown piece is shown as more than {MAX_SURFACE} bytes").into());
+        }
         Ok(file)
     }
 

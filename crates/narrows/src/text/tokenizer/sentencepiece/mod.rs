@@ -73,6 +73,11 @@ impl SentencePiece {
         Ok(Bytes(Sizes::of(bytes)?.memory() as u64))
     }
 
+    /// Puts no space in front of a text, whatever the model says.
+    pub(super) const fn leave_out_prefix(&mut self) {
+        self.normalizer.dummy_prefix = false;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.pieces.len()
     }
@@ -110,9 +115,9 @@ impl SentencePiece {
         self.control(&self.eos)
     }
 
-    /// The text as [`SentencePiece::cut`] takes it. `first` is whether it begins a text, before which a space may come.
-    pub(super) fn normalize(&self, text: &str, first: bool) -> Result<String, Failed> {
-        self.normalizer.normalize(text, &self.pieces, &self.user_defined, first)
+    /// The text as [`SentencePiece::cut`] takes it. `space` is whether one may come in front.
+    pub(super) fn normalize(&self, text: &str, space: bool) -> Result<String, Failed> {
+        self.normalizer.normalize(text, &self.pieces, &self.user_defined, space)
     }
 
     /// The pieces of a normalised text.

@@ -9,6 +9,9 @@ use super::super::pieces::{Pieces, Prefixes};
 use super::SPACE;
 use super::file::{Normalizing, Trainer};
 
+/// Bytes that a rule puts in the place of others, at most; known ones put 33.
+const MAX_RULE: usize = 1 << 10;
+
 /// How a text is changed.
 #[derive(Debug)]
 pub(super) struct Normalizer {
@@ -32,14 +35,13 @@ impl Normalizer {
         })
     }
 
-    /// The text that is cut into pieces. `user_defined` ones stay as they are; `prefix` is whether a space may come in
-    /// front.
+    /// The text that is cut into pieces. `user_defined` ones stay as they are; `space` is whether one may come in front.
     pub(super) fn normalize(
         &self,
         text: &str,
         pieces: &Pieces,
         user_defined: &Prefixes,
-        prefix: bool,
+        space: bool,
     ) -> Result<String, Failed> {
         let room = room(text.len());
         let step = |rest: &str| self.step(rest, pieces, user_defined);
@@ -56,8 +58,8 @@ impl Normalizer {
         if rest.is_empty() {
             return Ok(String::new());
         }
+        let dummy = self.dummy_prefix && space;
         let space = if self.escape { SPACE } else { " " };
-        let dummy = self.dummy_prefix && prefix;
         let mut out = String::with_capacity(text.len() + text.len() / 2);
         if dummy && !self.suffix {
             out.push_str(space);
@@ -169,7 +171,9 @@ impl Charsmap {
         let (len, start) = longest?;
         // Rules may end within a character: nothing that the package makes does.
         text.get(len..)?;
-        let end = start + self.texts.get(start..)?.find('\0')?;
+        let texts = self.texts.as_bytes().get(start..)?;
+        let texts = &texts[..texts.len().min(MAX_RULE)];
+        let end = start + texts.iter().position(|byte| *byte == 0)?;
         Some((len, start, end))
     }
 }
