@@ -150,6 +150,23 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).and_then(|()| file.finish()).map_err(failed)
 }
 
+/// Refuses an output in the place of a file that is read: replaced, it is lost.
+pub(crate) fn refuse_in_place_of(path: &Path, inputs: impl IntoIterator<Item = PathBuf>) -> Result<()> {
+    let Ok(target) = fs::canonicalize(path) else { return Ok(()) };
+    match inputs.into_iter().any(|input| fs::canonicalize(input).is_ok_and(|input| input == target)) {
+        true => {
+            let what = "is one of the files that are read, and would be replaced".to_owned();
+            Err(Failure::Input { path: path.to_owned(), what })
+        }
+        false => Ok(()),
+    }
+}
+
+/// The files of a directory.
+pub(crate) fn files_of(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
 /// The file that `path` names, whether or not there is one, behind all symbolic links.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();

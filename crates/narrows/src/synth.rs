@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use crate::architecture::{Architecture, WeightSpec};
 use crate::error::{Error, Result};
 
+/// Bytes of weights that are made at a time.
+const PIECE: usize = 4 << 20;
+
 /// The shape of a model: what its config.json says. Weights are bf16.
 #[derive(Clone, Debug)]
 pub struct Synth {
@@ -188,6 +191,26 @@ impl Synth {
     /// activations keep their size through any number of layers.
     #[must_use]
     pub fn weights(spec: &WeightSpec, seed: u64) -> Vec<u8> {
+        let mut all = Vec::with_capacity(2 * spec.shape.iter().product::<usize>());
+        let collected: std::result::Result<(), std::convert::Infallible> =
+            Self::each_piece(spec, seed, |piece| {
+                all.extend_from_slice(piece);
+                Ok(())
+            });
+        match collected {
+            Ok(()) => all,
+        }
+    }
+
+    /// Hands the bytes of [`Synth::weights`] to `each` piece by piece, of at most 4 MiB.
+    ///
+    /// # Errors
+    /// The first that `each` returns; it is not called again.
+    pub fn each_piece<E>(
+        spec: &WeightSpec,
+        seed: u64,
+        mut each: impl FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         // Magnitudes are uniform within a power of two: sign and mantissa are random bits.
         let exponent = match spec.shape[..] {
             [_, cols] => -((cols as f64).sqrt() * 1.5).log2().ceil() as i32,
@@ -202,12 +225,18 @@ impl Synth {
             key[chunk % 32] ^= byte.rotate_left((chunk / 32) as u32);
         }
         let mut rng = ChaCha8Rng::from_seed(key);
-        let mut bytes = vec![0; 2 * spec.shape.iter().product::<usize>()];
-        rng.fill_bytes(&mut bytes);
-        for weight in bytes.as_chunks_mut::<2>().0 {
-            *weight = (u16::from_le_bytes(*weight) & random | exponent).to_le_bytes();
+        let mut left = 2 * spec.shape.iter().product::<usize>();
+        let mut bytes = vec![0; left.min(PIECE)];
+        while left > 0 {
+            let piece = &mut bytes[..left.min(PIECE)];
+            rng.fill_bytes(piece);
+            for weight in piece.as_chunks_mut::<2>().0 {
+                *weight = (u16::from_le_bytes(*weight) & random | exponent).to_le_bytes();
+            }
+            each(piece)?;
+            left -= piece.len();
         }
-        bytes
+        Ok(())
     }
 }
 
@@ -251,5 +280,38 @@ mod tests {
         let wanted = (2048_f32).sqrt().recip();
         assert!(mean.abs() < wanted / 100.0 && deviation / wanted > 0.5 && deviation / wanted < 2.0);
         assert_ne!(bytes, Synth::weights(&spec, 8));
+    }
+
+    /// In pieces they are the bytes that the generator gives at once, and no piece is larger than is told.
+    #[test]
+    fn pieces_are_the_whole() {
+        let spec = WeightSpec {
+            weight: crate::architecture::Weight::Head,
+            name: "x.weight".into(),
+            shape: vec![1500, 2049],
+        };
+        let (mut pieces, mut most) = (Vec::new(), 0);
+        Synth::each_piece::<()>(&spec, 7, |piece| {
+            most = most.max(piece.len());
+            pieces.extend_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+        assert!(pieces.len() == 2 * 1500 * 2049 && most == PIECE);
+        let mut key = [0; 32];
+        for (i, byte) in 7_u64.to_le_bytes().iter().chain(b"x.weight").enumerate() {
+            key[i] ^= byte;
+        }
+        let mut whole = vec![0; pieces.len()];
+        ChaCha8Rng::from_seed(key).fill_bytes(&mut whole);
+        // What of the low bytes is left as it was drawn.
+        let drawn = |bytes: &[u8]| bytes.iter().step_by(2).map(|byte| byte & 0x7f).collect::<Vec<_>>();
+        assert!(drawn(&pieces) == drawn(&whole));
+        let mut calls = 0;
+        let ended = Synth::each_piece(&spec, 7, |_| {
+            calls += 1;
+            Err("full")
+        });
+        assert_eq!((ended, calls), (Err("full"), 1));
     }
 }

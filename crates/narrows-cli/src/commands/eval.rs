@@ -45,7 +45,7 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     let mut progress = Progress::new(output, "eval", Unit::Tokens, tokens.len().saturating_sub(1) as u64);
     let result = engine.perplexity(&tokens, window, stride, |done| progress.set(done as u64));
     progress.clear();
-    if result.is_err() {
+    if result.is_err() || interrupt.came() {
         write_trace(&engine, args.compute.trace.as_deref())?;
         interrupt.check()?;
     }

@@ -13,6 +13,7 @@ use crate::failure::{Failure, Result};
 use crate::ids::Ids;
 use crate::interrupt::Interrupt;
 use crate::models::locate;
+use crate::outfile;
 use crate::output::{Progress, Unit, lossy, write_json};
 use crate::tensors::{LogitsFile, read_ids};
 
@@ -45,6 +46,8 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     }
     let (batch, positions) = (ids.len(), ids[0].len());
     let model = Model::open(locate(&args.compute.model)?)?;
+    let read = outfile::files_of(model.dir()).chain([args.ids.clone()]);
+    outfile::refuse_in_place_of(&args.out, read)?;
     let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
     let workload = Workload::score(positions, batch * positions, chunk);
     let mut engine = start(output, &args.compute, model, workload, None, 0)?;
@@ -71,9 +74,7 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     if let Some(source) = failed {
         return Err(Failure::File { path: args.out.clone(), source });
     }
-    if scored.is_err() {
-        interrupt.check()?;
-    }
+    interrupt.check()?;
     scored?;
     file.finish()?;
     if output.json {

@@ -31,7 +31,7 @@ use crate::args::{Compute, Device, Io, Output, Ram};
 use crate::failure::{Failure, Result};
 use crate::input::Room;
 use crate::models::locate;
-use crate::outfile::OutFile;
+use crate::outfile::{self, OutFile};
 use crate::output::say;
 
 /// Version of the JSON documents; fields are only added within one.
@@ -150,6 +150,9 @@ fn start(
     text: Option<Arc<Text>>,
     tokens: usize,
 ) -> Result<Engine> {
+    if let Some(trace) = &args.trace {
+        outfile::refuse_in_place_of(trace, outfile::files_of(model.dir()))?;
+    }
     let builder = on_device(output, args, builder(args)?)?.workload(workload);
     let builder = match text {
         Some(text) => builder.text(text),

@@ -83,12 +83,15 @@ pub(crate) fn synth(output: &Output, args: &Synth) -> Result<()> {
         tensors.sort_by_key(|spec| &spec.name);
         let mut out = OutFile::create(&path)?;
         out.write_all(&header(&tensors)?).map_err(failed(&path))?;
-        // One tensor lies in memory at a time.
+        // A piece of a tensor lies in memory at a time.
         for spec in tensors {
-            interrupt.check()?;
-            out.write_all(&narrows::Synth::weights(spec, args.seed)).map_err(failed(&path))?;
-            done += size(spec);
-            progress.set(done);
+            narrows::Synth::each_piece(spec, args.seed, |piece| {
+                interrupt.check()?;
+                out.write_all(piece).map_err(failed(&path))?;
+                done += piece.len() as u64;
+                progress.set(done);
+                Ok::<_, Failure>(())
+            })?;
         }
         out.finish().map_err(failed(&path))?;
         // Before the directory, which has to be empty to be deleted.

@@ -192,6 +192,32 @@ fn an_output_replaces_no_pipe_device_or_link() {
     assert!(reader.join().unwrap().contains("traceEvents") || kind(&path("trace")).is_fifo());
 }
 
+/// An output in the place of what is read, by whatever name, is refused before anything is computed.
+#[test]
+fn an_output_replaces_nothing_that_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, ids, link) = (dir.path().join("model"), dir.path().join("ids"), dir.path().join("link"));
+    copy_dir(&checkpoint("llama"), &model);
+    save_ids(&ids, &[&[1, 5, 9]]);
+    symlink("model/model.safetensors", &link).unwrap();
+    let before = crate::harness::tree(&model);
+    for out in
+        [model.join("model.safetensors"), model.join("../model/config.json"), link.clone(), ids.clone()]
+    {
+        run(args!["logits", &model, "--ids", &ids, "--out", &out]).refused(2, "would be replaced");
+    }
+    for trace in [model.join("config.json"), link] {
+        run(args!["run", &model, "--ids", &ids, "--trace", &trace, "--device", "cpu"])
+            .refused(2, "would be replaced");
+    }
+    assert!(crate::harness::tree(&model) == before && fs::metadata(&ids).unwrap().len() < 200);
+    let picture = dir.path().join("results.svg");
+    fs::write(&picture, "{}").unwrap();
+    run(args!["bench", "report", &picture, "-o", &picture]).refused(2, "would be replaced");
+    // Beside them there is room.
+    run(args!["logits", &model, "--ids", &ids, "--out", model.join("logits")]).ok();
+}
+
 #[test]
 fn outputs_have_the_permissions_of_new_files() {
     use std::os::unix::fs::PermissionsExt;

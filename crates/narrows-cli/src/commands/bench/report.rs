@@ -26,6 +26,7 @@ pub(super) fn report(output: &Output, args: &BenchReport) -> Result<()> {
         Some("html") => report::html,
         _ => return Err(Failure::Usage("--output: a file with the ending .svg or .html".to_owned())),
     };
+    outfile::refuse_in_place_of(&args.output, args.files.iter().cloned())?;
     let records =
         args.files.iter().map(|path| Record::read(path)).collect::<narrows_bench::Result<Vec<_>>>()?;
     let text = draw(&records)?;
