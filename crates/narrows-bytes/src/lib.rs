@@ -76,12 +76,13 @@ impl FromStr for Bytes {
         let error = || ParseBytesError(text.to_owned());
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
+        // Powers of two are exact; what `powi` makes of them is not promised to be.
         let unit: f64 = match unit.to_ascii_lowercase().as_str() {
             "" | "b" => 1.0,
             "k" | "kib" => 1024.0,
-            "m" | "mib" => 1024_f64.powi(2),
-            "g" | "gib" => 1024_f64.powi(3),
-            "t" | "tib" => 1024_f64.powi(4),
+            "m" | "mib" => (1_u64 << 20) as f64,
+            "g" | "gib" => (1_u64 << 30) as f64,
+            "t" | "tib" => (1_u64 << 40) as f64,
             "kb" => 1e3,
             "mb" => 1e6,
             "gb" => 1e9,
