@@ -221,6 +221,11 @@ mod tests {
 
     use super::*;
 
+    /// So many rounds, or a few where an interpreter runs them.
+    fn rounds(n: usize) -> usize {
+        if cfg!(miri) { n / 100 } else { n }
+    }
+
     fn counts(tasks: usize) -> Vec<AtomicUsize> {
         std::iter::repeat_with(AtomicUsize::default).take(tasks).collect()
     }
@@ -230,7 +235,7 @@ mod tests {
     fn every_task_is_done_once() {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads).unwrap();
-            for round in 0..3000 {
+            for round in 0..rounds(3000) {
                 let done = counts(round % 17);
                 pool.for_each(done.len(), |task| {
                     done[task].fetch_add(1, SeqCst);
@@ -261,7 +266,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..500 {
+                    for _ in 0..rounds(500) {
                         let done = counts(9);
                         // A task may have tasks too.
                         pool.for_each(3, |i| {
