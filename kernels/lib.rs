@@ -24,12 +24,13 @@ mod rms_norm;
 mod roofline;
 mod rope;
 mod rows;
-mod swiglu;
+mod activate;
 mod top_k;
 
 use narrows_shard::Encoding;
 use narrows_staging::device::{Device, DeviceSlice};
 
+pub use activate::Activation;
 pub use attention::{AttentionShape, Segment};
 pub use error::{Error, Result};
 pub use kv::{KvLayout, KvRow};
@@ -50,7 +51,7 @@ pub struct Kernels {
     roofline: roofline::Roofline,
     rope: rope::Rope,
     rows: rows::Rows,
-    swiglu: swiglu::Swiglu,
+    activate: activate::Activate,
     top_k: top_k::TopK,
 }
 
@@ -87,7 +88,7 @@ impl Kernels {
             roofline: roofline::Roofline::load(&loader)?,
             rope: rope::Rope::load(&loader)?,
             rows: rows::Rows::load(&loader)?,
-            swiglu: swiglu::Swiglu::load(&loader)?,
+            activate: activate::Activate::load(&loader)?,
             top_k: top_k::TopK::load(&loader)?,
         })
     }

@@ -22,7 +22,7 @@ mod rms_norm;
 mod roofline;
 mod rope;
 mod rows;
-mod swiglu;
+mod activate;
 mod top_k;
 
 use half::{bf16, f16};

@@ -440,7 +440,7 @@ class Bundle:
         tool = shutil.which('compute-sanitizer') or next((p for p in ['/usr/local/cuda/bin/compute-sanitizer'] if os.path.exists(p)), None)
         if not tool or self.results['software_driver']: return self.check('sanitizer', 'compute-sanitizer', None, 'not installed' if not tool else 'the software driver checks by itself')
         # A sanitizer makes kernels tens of times slower: what has tiles, shared memory and tails of every kind.
-        tests = ['add::', 'argmax::', 'embed::', 'kv::rows', 'rope::heads', 'swiglu::lengths', 'rms_norm::heads', 'rms_norm::rows', 'linear::tails', 'gemm::columns', 'gemm::rows', 'attention::splits', 'attention::ragged', 'top_k::routers']
+        tests = ['add::', 'argmax::', 'embed::', 'kv::rows', 'rope::heads', 'activate::lengths', 'rms_norm::heads', 'rms_norm::rows', 'linear::tails', 'gemm::columns', 'gemm::rows', 'attention::splits', 'attention::ragged', 'top_k::routers']
         for check in ['memcheck', 'racecheck', 'initcheck']:
             if self.left() < 15: self.check('sanitizer', check, None, 'no time left'); continue
             command = [tool, '--tool', check, '--error-exitcode', '99', './kernels-test', '--test-threads=1', *tests]

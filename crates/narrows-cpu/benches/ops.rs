@@ -203,7 +203,7 @@ fn attention(c: &mut Criterion) {
                 group.throughput(throughput);
                 let shape = format!("{heads}/{kv_heads}x{head_dim}");
                 group.bench_function(BenchmarkId::new(format!("{name} {encoding}"), shape), |b| {
-                    b.iter(|| cpu.attention(&q, rows, heads, 0.1, &mut out).unwrap());
+                    b.iter(|| cpu.attention(&q, rows, heads, 0.1.into(), &mut out).unwrap());
                 });
             }
         }

@@ -12,7 +12,7 @@ use narrows_shard::Encoding;
 use crate::error::{check_len, product};
 use crate::linear::few_rows;
 use crate::simd::Simd;
-use crate::softmax::{SCORES, Softmax};
+use crate::softmax::{SCORES, Softmax, tanh};
 use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to, store_up_to};
 use crate::{Cpu, Error, Matrix, RowsMut};
 
@@ -44,6 +44,23 @@ pub struct AttentionRow<'a> {
     pub window: Option<usize>,
 }
 
+/// What becomes of the products of queries and keys before the softmax.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Their factor, which is finite.
+    pub scale: f32,
+    /// `cap * tanh(score / cap)`, behind the factor.
+    pub softcap: Option<f32>,
+    /// By head: what a score loses for each position between query and key (ALiBi, Press et al. 2022, arXiv:2108.12409).
+    pub slopes: Option<&'a [f32]>,
+}
+
+impl From<f32> for Scores<'_> {
+    fn from(scale: f32) -> Self {
+        Self { scale, softcap: None, slopes: None }
+    }
+}
+
 /// Query heads that are computed at a time, and rows that share a block of the cache while it is in a
 /// near cache. Together they bound what lies on the stack.
 const HEADS: usize = 8;
@@ -55,15 +72,16 @@ impl Cpu {
     ///
     /// Head `h` uses the key-value head `h / (heads / kv_heads)`: `eager_attention_forward` of Hugging
     /// Face's `modeling_llama.py` (Ainslie et al. 2023, arXiv:2305.13245). The caches of all rows have the
-    /// same encoding, heads and head dimension; `scale` is finite.
+    /// same encoding, heads and head dimension. `scores` says what else becomes of the scaled products.
     pub fn attention(
         &self,
         q: &[f32],
         rows: &[AttentionRow<'_>],
         heads: usize,
-        scale: f32,
+        scores: Scores<'_>,
         out: &mut [f32],
     ) -> Result<(), Error> {
+        check_len("the slopes of scores", scores.slopes.map_or(heads, <[f32]>::len), heads)?;
         let Some(AttentionRow { kv, .. }) = rows.first() else {
             check_len("the queries", q.len(), 0)?;
             return check_len("the result of an attention", out.len(), 0);
@@ -99,7 +117,7 @@ impl Cpu {
                 let first_head = kv_head * group + head;
                 // SAFETY: a task writes these rows of these heads, and no other task has the same of both.
                 let out = unsafe { out.alias() };
-                let attend = Attend { q, rows, first, width, kv_head, first_head, count, scale, out };
+                let attend = Attend { q, rows, first, width, kv_head, first_head, count, scores, out };
                 self.run(Encoded(encoding, attend));
             }
         });
@@ -152,7 +170,7 @@ struct Attend<'a> {
     kv_head: usize,
     first_head: usize,
     count: usize,
-    scale: f32,
+    scores: Scores<'a>,
     out: RowsMut<'a>,
 }
 
@@ -178,7 +196,8 @@ impl EncodedKernel for Attend<'_> {
                 }
                 let q = &self.q[(self.first + i) * self.width..][heads.clone()];
                 let out = self.out.row(self.first + i, heads.clone());
-                attend_block::<S, E>(simd, row, self.kv_head, block, q, self.scale, &mut softmax[i], out);
+                let how = Scores { slopes: self.scores.slopes.map(|all| &all[self.first_head..]), ..self.scores };
+                attend_block::<S, E>(simd, row, self.kv_head, block, q, how, &mut softmax[i], out);
             }
             begin += SCORES;
         }
@@ -193,6 +212,25 @@ impl EncodedKernel for Attend<'_> {
     }
 }
 
+/// What [`Scores`] asks for besides a factor; the first of the scores is of a key `distance` positions back.
+fn bend(scores: &mut [[f32; SCORES]], how: Scores<'_>, distance: usize) {
+    for (head, scores) in scores.iter_mut().enumerate() {
+        for score in scores.iter_mut() {
+            *score *= how.scale;
+        }
+        if let Some(cap) = how.softcap {
+            for score in scores.iter_mut() {
+                *score = cap * tanh(*score / cap);
+            }
+        }
+        if let Some(slopes) = how.slopes {
+            for (i, score) in scores.iter_mut().enumerate() {
+                *score -= slopes[head] * (distance as f32 - i as f32);
+            }
+        }
+    }
+}
+
 /// Lets the heads `q` of one row attend to one block of positions.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of an attention, and its state")]
@@ -202,7 +240,7 @@ fn attend_block<S: Simd, E: Stored>(
     kv_head: usize,
     block: Range<usize>,
     q: &[f32],
-    scale: f32,
+    how: Scores<'_>,
     softmax: &mut [Softmax; HEADS],
     out: &mut [f32],
 ) {
@@ -217,6 +255,11 @@ fn attend_block<S: Simd, E: Stored>(
     let mut scores = [[0.0; SCORES]; HEADS];
     if let Ok(scores) = RowsMut::new(scores[..heads].as_flattened_mut(), SCORES, 0) {
         few_rows::<S, E>(simd, keys, q, scores);
+    }
+    let mut scale = how.scale;
+    if how.softcap.is_some() || how.slopes.is_some() {
+        bend(&mut scores[..heads], how, row.position - block.start);
+        scale = 1.0;
     }
     let mut corrections = [0.0; HEADS];
     for ((scores, softmax), correction) in scores.iter_mut().zip(softmax).zip(&mut corrections).take(heads) {

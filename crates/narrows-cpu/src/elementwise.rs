@@ -122,6 +122,77 @@ impl Cpu {
         Ok(())
     }
 
+    /// [`Cpu::rope`] of the first `2 * cos.len() / n` elements of each head alone, whose neighbours `(x[2 j], x[2 j + 1])`
+    /// turn together where `neighbours` says so (`apply_rotary_pos_emb` of Hugging Face's `modeling_glm.py`).
+    ///
+    /// # Errors
+    /// As [`Cpu::rope`].
+    pub fn rope_in_part(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        neighbours: bool,
+        cos: &[f32],
+        sin: &[f32],
+    ) -> Result<(), Error> {
+        let row = product("a row of heads", &[heads, head_dim])?;
+        let n = check_rows("the heads to rotate", x.len(), row)?;
+        check_len("the sines", sin.len(), cos.len())?;
+        if n == 0 {
+            return check_len("the cosines", cos.len(), 0);
+        }
+        let half = cos.len() / n;
+        check_len("the cosines", cos.len(), n * half)?;
+        if half == 0 || 2 * half > head_dim {
+            return Err(Error::Beyond { what: "the elements to rotate", end: 2 * half, limit: head_dim });
+        }
+        self.for_rows(x, row, 2, |first, x| {
+            let angles = first * half..(first + x.len() / row) * half;
+            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+            self.run(RopeInPart { x, row, head_dim, half, neighbours, cos, sin });
+        });
+        Ok(())
+    }
+
+    /// `x = (x - mean) / sqrt(variance + eps) * weight + bias` for each piece of `piece` elements, in place: `LayerNorm` of
+    /// torch in float32 (Ba et al. 2016, arXiv:1607.06450). Weights and biases are of one piece, or of several that follow
+    /// each other, in turn.
+    ///
+    /// # Errors
+    /// [`Error::Ragged`] or [`Error::Length`] where lengths do not match, [`Error::Zero`] where there is no element.
+    pub fn layer_norm_in_place(
+        &self,
+        x: &mut [f32],
+        piece: usize,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        eps: f32,
+    ) -> Result<(), Error> {
+        check_rows("the weights of a norm", weight.len(), piece)?;
+        check_rows("the input of a norm", x.len(), weight.len())?;
+        check_len("the bias of a norm", bias.map_or(weight.len(), <[f32]>::len), weight.len())?;
+        self.for_rows(x, weight.len(), 4, |_, x| self.run(LayerNorm { x, piece, weight, bias, eps }));
+        Ok(())
+    }
+
+    /// [`Cpu::rms_norm_in_place`] of pieces of `piece` elements that have weights of their own, in turn.
+    ///
+    /// # Errors
+    /// As [`Cpu::layer_norm_in_place`].
+    pub fn rms_norm_pieces(&self, x: &mut [f32], piece: usize, weight: &[f32], eps: f32) -> Result<(), Error> {
+        check_rows("the weights of a norm", weight.len(), piece)?;
+        check_rows("the input of a norm", x.len(), weight.len())?;
+        self.for_rows(x, weight.len(), 2, |_, x| {
+            for row in x.chunks_exact_mut(weight.len()) {
+                for (x, weight) in row.chunks_exact_mut(piece).zip(weight.chunks_exact(piece)) {
+                    self.run(RmsNorm { x, weight, eps });
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// `gate = silu(gate) * up`, element by element (Shazeer 2020, arXiv:2002.05202; `LlamaMLP` of Hugging
     /// Face's `modeling_llama.py`).
     pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) -> Result<(), Error> {
@@ -287,6 +358,84 @@ impl Kernel for Rope<'_> {
             }
         }
     }
+}
+
+struct RopeInPart<'a> {
+    x: &'a mut [f32],
+    row: usize,
+    head_dim: usize,
+    half: usize,
+    neighbours: bool,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for RopeInPart<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let angles = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half));
+        for (row, (cos, sin)) in self.x.chunks_exact_mut(self.row).zip(angles) {
+            for head in row.chunks_exact_mut(self.head_dim) {
+                let turned = &mut head[..2 * self.half];
+                if self.neighbours {
+                    for ((pair, cos), sin) in turned.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                        let [x1, x2] = *pair;
+                        *pair = [x1 * cos - x2 * sin, x2 * cos + x1 * sin];
+                    }
+                    continue;
+                }
+                let (first, second) = turned.split_at_mut(self.half);
+                for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
+                }
+            }
+        }
+    }
+}
+
+struct LayerNorm<'a> {
+    x: &'a mut [f32],
+    piece: usize,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+}
+
+impl Kernel for LayerNorm<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let pieces = self.weight.len() / self.piece;
+        for (index, x) in self.x.chunks_exact_mut(self.piece).enumerate() {
+            let at = index % pieces * self.piece..(index % pieces + 1) * self.piece;
+            let mean = sum(simd, x) / x.len() as f32;
+            x.iter_mut().for_each(|x| *x -= mean);
+            let factor = 1.0 / (sum_of_squares(simd, x) / x.len() as f32 + self.eps).sqrt();
+            for (x, weight) in x.iter_mut().zip(&self.weight[at.clone()]) {
+                *x = *x * factor * weight;
+            }
+            for (x, bias) in x.iter_mut().zip(self.bias.map_or(&[][..], |bias| &bias[at])) {
+                *x += bias;
+            }
+        }
+    }
+}
+
+/// Lane `l` of four vectors in turn sums its columns, as [`sum_of_squares`] does.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let mut sums = [simd.splat(0.0); 4];
+    let one = simd.splat(1.0);
+    let mut col = 0;
+    while col < row.len() {
+        for sum in &mut sums {
+            let count = S::LANES.min(row.len() - col);
+            let x = load_up_to::<S, F32>(simd, bytemuck::cast_slice(row), col, count);
+            *sum = simd.mul_add(x, one, *sum);
+            col += count;
+        }
+    }
+    let [a, b, c, d] = simd.sums(sums);
+    (a + b) + (c + d)
 }
 
 struct SwiGlu<'a> {

@@ -26,6 +26,7 @@ mod cpu;
 mod elementwise;
 mod error;
 mod linear;
+mod map;
 mod matrix;
 mod pool;
 pub mod reference;
@@ -35,8 +36,9 @@ mod simd;
 mod softmax;
 mod stored;
 
-pub use attention::{AttentionRow, KvView};
+pub use attention::{AttentionRow, KvView, Scores};
 pub use cpu::Cpu;
 pub use error::Error;
+pub use map::Activation;
 pub use matrix::{Matrix, RowsMut};
 pub use simd::Isa;

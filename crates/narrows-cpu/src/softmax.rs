@@ -45,6 +45,28 @@ pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `1 / (1 + e^-x)`
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent within three units in the last place.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    // Near zero the series, where the other form would take the difference of equals; its next term is below a
+    // hundredth of a unit.
+    let square = x * x;
+    let mut series = 1_382.0 / 155_925.0;
+    series = -series * square + 62.0 / 2_835.0;
+    for coefficient in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0] {
+        series = series * square + coefficient;
+    }
+    let series = x + x * (series * square);
+    let far = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
+    if square < 0.0625 { series } else { far }
+}
+
 /// A softmax over scores that come block by block (Milakov and Gimelshein 2018, arXiv:1805.02867).
 #[derive(Clone, Copy)]
 pub(crate) struct Softmax {
@@ -121,6 +143,19 @@ mod tests {
         assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
         // Subnormal results, to their own precision.
         assert!((f64::from(exp(-100.0)) - (-100.0_f64).exp()).abs() < 1.5e-45);
+    }
+
+    #[test]
+    fn tanh_is_within_three_ulp() {
+        let mut x = -10.0_f32;
+        while x < 10.0 {
+            let (got, want) = (tanh(x), f64::from(x).tanh());
+            let ulp = f64::from((want.abs() as f32).next_up() - want.abs() as f32);
+            assert!((f64::from(got) - want).abs() <= 3.0 * ulp, "tanh({x}) = {got}, not {want}");
+            x += 0.000_37;
+        }
+        assert_eq!((tanh(200.0), tanh(-200.0), tanh(0.0)), (1.0, -1.0, 0.0));
+        assert!(tanh(f32::NAN).is_nan());
     }
 
     #[test]

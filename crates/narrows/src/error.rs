@@ -84,6 +84,9 @@ pub enum Error {
         /// The feature, by its name there.
         what: String,
     },
+    /// Something that cannot happen did: a fault of this crate.
+    #[error("internal error: {0}")]
+    Internal(&'static str),
     /// The caller ended the computation.
     #[error("cancelled")]
     Cancelled,
@@ -192,3 +195,12 @@ impl Error {
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<narrows_model::Error> for Error {
+    fn from(error: narrows_model::Error) -> Self {
+        match error {
+            narrows_model::Error::Invalid { path, what } => Self::Invalid { path, what },
+            narrows_model::Error::Unsupported { path, what } => Self::Unsupported { path, what },
+        }
+    }
+}

@@ -345,7 +345,7 @@ impl Engine {
     /// counts whether or not there is text.
     fn eos_token_ids(&self, text: Option<&Text>) -> Result<Vec<u32>> {
         let configured = match &self.defaults().eos_token_ids {
-            ids if ids.is_empty() => &self.model().architecture().eos_token_ids,
+            ids if ids.is_empty() => &self.model().program().dims.eos,
             ids => ids,
         };
         let of_tokenizer = match text {
@@ -380,7 +380,7 @@ impl Engine {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Stats> {
         let start = Instant::now();
-        let vocab = self.model().architecture().vocab_size;
+        let vocab = self.model().program().dims.vocab;
         let mut stats = Stats::default();
         while running.iter().any(|r| r.finish.is_none()) {
             if self.is_cancelled() {
@@ -548,7 +548,7 @@ impl Session<'_> {
         let text = engine.text_for(std::slice::from_ref(request))?;
         let prompt = engine.prompt_tokens(request, text.as_deref())?;
         // Keys rotated for a shorter sequence would not be those of a fresh run: such a cache is given back first.
-        let reusable = !engine.model().architecture().rope.depends_on_length();
+        let reusable = !engine.model().program().depends_on_length();
         engine.check_capacity(prompt.len(), request.max_new_tokens)?;
         let sequence = match self.kept.take().filter(|_| reusable) {
             Some((mut sequence, tokens)) => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::json::Fields;
+use crate::json::{Fields, read_fields};
 use crate::sampling::Sampling;
 
 /// What `generation_config.json` says about sampling and stopping. Absent values are `None`.
@@ -42,7 +42,7 @@ impl GenerationDefaults {
     /// # Errors
     /// The file is malformed.
     pub fn read(dir: &Path) -> Result<Self> {
-        let Some(fields) = Fields::read_optional(&dir.join("generation_config.json"))? else {
+        let Some(fields) = read_fields(&dir.join("generation_config.json"))? else {
             return Ok(Self::default());
         };
         let number = |key: &str| Ok::<_, Error>(fields.f64(key)?.map(|value| value as f32));
@@ -153,7 +153,7 @@ fn stop_strings(fields: &Fields) -> Result<Vec<String>> {
     };
     texts
         .filter(|texts| texts.iter().all(|text| !text.is_empty()))
-        .ok_or_else(|| fields.invalid("stop_strings", "neither a text nor a list of texts"))
+        .ok_or_else(|| fields.invalid("stop_strings", "neither a text nor a list of texts").into())
 }
 
 #[cfg(test)]

@@ -1,29 +1,17 @@
-//! The JSON files beside the weights, read field by field.
-//!
-//! They are read by key rather than into one serde struct because their defaults depend on the model
-//! family, `null` means "not given", and an error should name the file and the key.
+//! The small files beside the weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+pub(crate) use narrows_model::Fields;
 use narrows_shard::Bytes;
-use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Far above any real tokenizer (the largest known tokenizer.json has 33 MB).
 const MAX_FILE: Bytes = Bytes::mib(256);
 
 /// Far above any real config; parsed, a file may take forty times its size.
 const MAX_FIELDS: Bytes = Bytes::mib(16);
-
-/// A JSON object and the file that it came from.
-#[derive(Clone, Debug)]
-pub(crate) struct Fields {
-    path: PathBuf,
-    /// Keys that lead to this object inside the file, as `rope_scaling.`.
-    prefix: String,
-    map: Map<String, Value>,
-}
 
 /// Reads a whole small file beside the weights, of a pack only what its manifest lists; `None` where the model has none.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
@@ -37,175 +25,8 @@ pub(crate) fn read_within(path: &Path, limit: Bytes) -> Result<Option<Vec<u8>>> 
     Ok(narrows_shard::read_sidecar(dir, &name, limit)?)
 }
 
-impl Fields {
-    /// Reads the object in `path`; `None` where there is no such file.
-    pub(crate) fn read_optional(path: &Path) -> Result<Option<Self>> {
-        read_within(path, MAX_FIELDS)?.map(|bytes| Self::parse(path, &bytes)).transpose()
-    }
-
-    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let parsed = serde_json::from_slice(bytes).or_else(|error| match without_infinities(bytes) {
-            Some(text) => serde_json::from_slice(&text),
-            None => Err(error),
-        });
-        match parsed {
-            Ok(Value::Object(map)) => Ok(Self { path: path.to_owned(), prefix: String::new(), map }),
-            Ok(_) => Err(Error::invalid(path, "not a JSON object")),
-            Err(e) => Err(Error::invalid(path, format!("not valid JSON: {e}"))),
-        }
-    }
-
-    /// The object itself, nulls included.
-    pub(crate) fn into_map(self) -> Map<String, Value> {
-        self.map
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.map.keys().map(String::as_str)
-    }
-
-    /// The value of `key`, unless it is absent or `null`.
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    /// Whether `key` is there and `null`, which is not the same as absent where an absent key has a default.
-    pub(crate) fn is_null(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(Value::is_null)
-    }
-
-    pub(crate) fn invalid(&self, key: &str, what: &str) -> Error {
-        Error::invalid(&self.path, format!("{}{key}: {what}", self.prefix))
-    }
-
-    pub(crate) fn unsupported(&self, key: &str, what: &str) -> Error {
-        Error::unsupported(&self.path, format!("{}{key} {what}", self.prefix))
-    }
-
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        want: &str,
-        read: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| self.invalid(key, &format!("{} is not {want}", brief(value))))
-    }
-
-    pub(crate) fn usize(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number of zero or more", |v| usize::try_from(v.as_u64()?).ok())
-    }
-
-    pub(crate) fn f64(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    pub(crate) fn str(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, "a string", Value::as_str)
-    }
-
-    pub(crate) fn array(&self, key: &str) -> Result<Option<&Vec<Value>>> {
-        self.typed(key, "a list", Value::as_array)
-    }
-
-    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
-        Ok(self.typed(key, "an object", Value::as_object)?.map(|map| Self {
-            path: self.path.clone(),
-            prefix: format!("{}{key}.", self.prefix),
-            map: map.clone(),
-        }))
-    }
-
-    /// One token id or a list of them, as `eos_token_id` is written.
-    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let id = |v: &Value| u32::try_from(v.as_u64()?).ok();
-        let ids = self.typed(key, "a token id or a list of them", |v| match v {
-            Value::Array(list) => list.iter().map(id).collect(),
-            one => Some(vec![id(one)?]),
-        })?;
-        Ok(ids.unwrap_or_default())
-    }
-}
-
-/// The text with the numbers that Python's json reads and writes and JSON has not (`NaN`, `Infinity`, `1e999`) as strings;
-/// `None` if it has none. A key that somebody reads is then still an error, which names it.
-fn without_infinities(bytes: &[u8]) -> Option<Vec<u8>> {
-    let is_word = |b: &u8| b.is_ascii_alphanumeric() || b"+-.".contains(b);
-    let mut out = Vec::with_capacity(bytes.len());
-    let (mut rest, mut found) = (bytes, false);
-    while let Some(&first) = rest.first() {
-        let len = match first {
-            b'"' => {
-                let mut escaped = false;
-                let end = rest[1..].iter().position(|&b| {
-                    let ends = b == b'"' && !escaped;
-                    escaped = b == b'\\' && !escaped;
-                    ends
-                });
-                end.map_or(rest.len(), |end| end + 2)
-            }
-            b if is_word(&b) => rest.iter().take_while(|b| is_word(b)).count(),
-            _ => 1,
-        };
-        let (token, after) = rest.split_at(len);
-        let text = std::str::from_utf8(token).unwrap_or_default();
-        let infinite = match first {
-            b'N' | b'I' => text == "NaN" || text == "Infinity",
-            b'-' if text == "-Infinity" => true,
-            b'-' | b'0'..=b'9' => text.parse().is_ok_and(f64::is_infinite),
-            _ => false,
-        };
-        if infinite {
-            out.push(b'"');
-        }
-        out.extend_from_slice(token);
-        if infinite {
-            out.push(b'"');
-        }
-        found |= infinite;
-        rest = after;
-    }
-    found.then_some(out)
-}
-
-/// A value as an error message shows it.
-fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(40) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Fields> {
-        Fields::parse(Path::new("config.json"), text.as_bytes())
-    }
-
-    #[test]
-    fn numbers_that_only_python_reads_harm_nobody_who_does_not_read_them() {
-        let text = r#"{"a": [0.0, Infinity, -Infinity,NaN], "b": {"c":-1e999}, "\"NaN": "say \"NaN\", Infinity", "d": 7}"#;
-        let fields = parse(text).unwrap();
-        assert_eq!(fields.usize("d").unwrap(), Some(7));
-        assert_eq!(fields.str("\"NaN").unwrap(), Some("say \"NaN\", Infinity"));
-        let refused = fields.object("b").unwrap().unwrap().f64("c").unwrap_err().to_string();
-        assert!(refused.contains("b.c") && refused.contains("-1e999"), "{refused}");
-        assert!(parse(r#"{"rms_norm_eps": NaN}"#).unwrap().f64("rms_norm_eps").is_err());
-        for text in
-            [r#"{"a": NaNN}"#, r#"{"a": nan}"#, r#"{"a": +Infinity}"#, r#"{"a": NaN"#, r#"{"a": "NaN}"#]
-        {
-            assert!(parse(text).is_err(), "{text}");
-        }
-    }
+/// Reads the object in `path`; `None` where there is no such file.
+pub(crate) fn read_fields(path: &Path) -> Result<Option<Fields>> {
+    let bytes = read_within(path, MAX_FIELDS)?;
+    Ok(bytes.map(|bytes| Fields::parse(path, &bytes)).transpose()?)
 }

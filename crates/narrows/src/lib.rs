@@ -48,7 +48,6 @@
 //! (`narrows-shard`) and no instruction set (`narrows-cpu`).
 #![forbid(unsafe_code)]
 
-mod architecture;
 mod backend;
 mod compute;
 mod decoder;
@@ -58,6 +57,7 @@ mod error;
 mod generate;
 mod generation_config;
 mod json;
+mod lower;
 mod made;
 mod measure;
 pub mod memory;
@@ -69,14 +69,12 @@ mod quantisation;
 mod routing;
 mod sampling;
 mod sequence;
+mod state;
 mod synth;
 mod text;
 mod tiling;
 mod weights;
 
-pub use architecture::{
-    Architecture, ExpertWeight, Experts, LayerWeight, Rope, RopeScaling, Weight, WeightSpec,
-};
 pub use device::{AssumedDevice, Device, Link};
 pub use engine::{Context, Engine, EngineBuilder, Feed, ScoreInput};
 pub use error::{Error, Result};
@@ -84,6 +82,7 @@ pub use generate::{Completion, Event, Finish, Generation, Prompt, Request, Sessi
 pub use generation_config::GenerationDefaults;
 pub use model::Model;
 pub use narrows_cpu::Isa;
+pub use narrows_model::{self as program, Program};
 pub use narrows_shard::{Bytes, Encoding};
 pub use narrows_staging::IoMode;
 pub use narrows_staging::device::Carving;

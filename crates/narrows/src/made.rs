@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use narrows_model::WeightSpec;
 use narrows_shard::{Bytes, Dtype, Encoding, Tensor, blocks};
 use narrows_staging::{Filling, Free, Read, Reader, Ready, Slot};
 use narrows_stream::{Completed, SourceError, TileId, TileSource};
 
-use crate::architecture::WeightSpec;
 use crate::error::{Error, Result};
 use crate::synth::Synth;
 

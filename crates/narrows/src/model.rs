@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use narrows_model::{Op, Part, Program, Role, WeightId, WeightSpec};
 use narrows_shard::{Bytes, Dtype, Encoding, Layout, Reader, ShardLayout, Tensor, WeightFiles};
 
-use crate::architecture::{Architecture, LayerWeight, Weight, WeightSpec};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::made::{self, Made};
 use crate::names;
 use crate::quantisation::Quantisation;
@@ -39,7 +40,8 @@ const SIDECARS: [&str; 16] = [
 #[derive(Debug)]
 pub struct Model {
     source: Source,
-    architecture: Architecture,
+    program: Arc<Program>,
+    /// In the order of the program's, without a head that is the embedding table.
     weights: Vec<Located>,
     /// What a tokenizer takes, once it was asked for.
     text_memory: OnceLock<Bytes>,
@@ -82,20 +84,14 @@ impl WeightReader {
 /// A weight and where it lies.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {
-    pub(crate) weight: Weight,
-    pub(crate) name: String,
+    pub(crate) spec: WeightSpec,
     pub(crate) tensor: Tensor,
     pub(crate) encoding: Encoding,
 }
 
 impl Located {
-    /// Whether it is no matrix that is cut into tiles.
-    pub(crate) fn stays(&self) -> bool {
-        self.tensor.shape.len() == 1 || self.weight.routes()
-    }
-
     fn bytes_as(&self, quantisation: &Quantisation) -> Bytes {
-        quantisation.bytes(self.weight, &self.tensor.shape, self.tensor.bytes())
+        quantisation.bytes(self.spec.role, &self.tensor.shape, self.tensor.bytes())
     }
 }
 
@@ -108,7 +104,7 @@ impl Model {
         const EACH: usize = 1100;
         const OF_A_NAME: usize = 4;
         const ORDINARY: Bytes = Bytes::mib(1);
-        let bytes: usize = self.weights.iter().map(|weight| EACH + OF_A_NAME * weight.name.len()).sum();
+        let bytes: usize = self.weights.iter().map(|weight| EACH + OF_A_NAME * weight.spec.name.len()).sum();
         Bytes(bytes as u64).saturating_sub(ORDINARY)
     }
 
@@ -151,25 +147,27 @@ impl Model {
             return Err(Error::Missing { path: dir.to_owned(), what: "no such model directory".to_owned() });
         }
         // The config first: what is not supported is refused by name, whatever the weights are.
-        let architecture = Architecture::read(dir)?;
+        let program = read_program(dir)?;
         let mut files = open(dir)?;
-        names::adopt(&architecture, &mut files)?;
+        names::adopt(&program, &mut files)?;
         let mut weights = Vec::new();
-        for spec in architecture.weights() {
-            weights.extend(locate(&architecture, &files, spec)?);
+        for (id, spec) in program.weights.iter().enumerate() {
+            weights.extend(locate(&program, &files, WeightId(id), spec)?);
         }
-        let known: HashSet<&str> = weights.iter().map(|located| located.name.as_str()).collect();
-        let unknown =
-            files.tensors().find(|(name, tensor)| !known.contains(name) && !means_nothing(name, tensor));
+        let known: HashSet<&str> = weights.iter().map(|located| located.spec.name.as_str()).collect();
+        let skipped = |name: &str| program.skipped.iter().any(|beginning| name.starts_with(beginning));
+        let unknown = files
+            .tensors()
+            .find(|(name, tensor)| !known.contains(name) && !skipped(name) && !means_nothing(name, tensor));
         if let Some((name, tensor)) = unknown {
             return Err(Error::unsupported(
                 &files.files()[tensor.file].path,
-                format!("tensor {name} in a {} model as its config describes it", architecture.family),
+                format!("tensor {name} in a {} model as its config describes it", program.dims.family),
             ));
         }
         Ok(Self {
             source: Source::Files(Box::new(files)),
-            architecture,
+            program: Arc::new(program),
             weights,
             text_memory: OnceLock::new(),
         })
@@ -181,16 +179,16 @@ impl Model {
     /// # Errors
     /// A weight is too large for this machine to number its bytes, or cannot be stored so.
     pub fn of_shape(name: &str, synth: &Synth, quantisation: &Quantisation) -> Result<Self> {
-        let architecture = synth.architecture().clone();
+        let program = synth.program();
         let mut layout = made::Layout::default();
-        let locate = |spec: WeightSpec| {
-            let encoding = quantisation.of(spec.weight, &spec.shape).unwrap_or(Encoding::Bf16);
-            let tensor = layout.add(&spec, encoding)?;
-            Ok(Located { weight: spec.weight, name: spec.name, tensor, encoding })
+        let locate = |spec: &WeightSpec| {
+            let encoding = quantisation.of(spec.role).unwrap_or(Encoding::Bf16);
+            let tensor = layout.add(spec, encoding)?;
+            Ok(Located { spec: spec.clone(), tensor, encoding })
         };
-        let weights = architecture.weights().map(locate).collect::<Result<_>>()?;
+        let weights = program.weights.iter().map(locate).collect::<Result<_>>()?;
         let source = Source::Made { name: PathBuf::from(name), layout, made: OnceLock::new() };
-        Ok(Self { source, architecture, weights, text_memory: OnceLock::new() })
+        Ok(Self { source, program, weights, text_memory: OnceLock::new() })
     }
 
     /// What a pack of this model would be: a description to plan with, of which nothing can be read. What is quantised
@@ -201,17 +199,16 @@ impl Model {
     pub fn packed_as(&self, quantisation: &Quantisation) -> Result<Self> {
         let mut layout = made::Layout::default();
         let pack = |located: &Located| {
-            let Located { weight, name, tensor, encoding } = located;
-            let to = quantisation.of(*weight, &tensor.shape).filter(|_| encoding.block().is_none());
+            let Located { spec, tensor, encoding } = located;
+            let to = quantisation.of(spec.role).filter(|_| encoding.block().is_none());
             let encoding = to.unwrap_or(*encoding);
-            let spec = WeightSpec { weight: *weight, name: name.clone(), shape: tensor.shape.clone() };
-            let described = layout.add(&spec, encoding)?;
+            let described = layout.add(spec, encoding)?;
             let dtype = if to.is_some() { described.dtype } else { tensor.dtype };
-            Ok(Located { weight: *weight, name: spec.name, tensor: Tensor { dtype, ..described }, encoding })
+            Ok(Located { spec: spec.clone(), tensor: Tensor { dtype, ..described }, encoding })
         };
         let weights = self.weights.iter().map(pack).collect::<Result<_>>()?;
         let source = Source::Described(self.dir().to_owned());
-        Ok(Self { source, architecture: self.architecture.clone(), weights, text_memory: OnceLock::new() })
+        Ok(Self { source, program: Arc::clone(&self.program), weights, text_memory: OnceLock::new() })
     }
 
     /// The directory; the name of a shape that has none.
@@ -223,10 +220,25 @@ impl Model {
         }
     }
 
-    /// The architecture.
+    /// What the model computes.
     #[must_use]
-    pub const fn architecture(&self) -> &Architecture {
-        &self.architecture
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    pub(crate) fn shared_program(&self) -> Arc<Program> {
+        Arc::clone(&self.program)
+    }
+
+    /// A weight of the program; the head may be the embedding table.
+    pub(crate) fn weight(&self, id: WeightId) -> Result<&Located> {
+        // All are there but a head that is the embedding table.
+        let at = match self.weights.len() < self.program.weights.len() {
+            true if id == self.program.head => 0,
+            true if id > self.program.head => id.0 - 1,
+            _ => id.0,
+        };
+        self.weights.get(at).ok_or(Error::Internal("a weight of another model"))
     }
 
     /// The files that hold the weights.
@@ -259,10 +271,10 @@ impl Model {
         matches!(self.source, Source::Made { .. })
     }
 
-    /// Every weight with its name, shape and place in the files, in the order in which a pass uses them.
-    /// A head that uses the embedding table is not listed again.
-    pub fn tensors(&self) -> impl Iterator<Item = (Weight, &str, &Tensor)> {
-        self.weights.iter().map(|located| (located.weight, located.name.as_str(), &located.tensor))
+    /// Every weight and its place in the files, in the order in which a pass uses them. A head that uses the embedding
+    /// table is not listed again.
+    pub fn tensors(&self) -> impl Iterator<Item = (&WeightSpec, &Tensor)> {
+        self.weights.iter().map(|located| (&located.spec, &located.tensor))
     }
 
     /// Size of all weights.
@@ -281,12 +293,27 @@ impl Model {
     /// needs only the rows of its tokens, and but the experts that the row is not routed to.
     #[must_use]
     pub fn pass_bytes(&self) -> Bytes {
-        let experts = self.architecture.experts.as_ref();
-        let (chosen, all) = experts.map_or((1, 1), |experts| (experts.per_token, experts.count));
-        let (routed, walked): (Vec<_>, Vec<_>) =
-            self.kept().partition(|located| matches!(located.weight, Weight::Expert(..)));
-        let bytes = |of: Vec<&Located>| -> Bytes { of.iter().map(|one| one.tensor.bytes()).sum() };
-        bytes(walked) + Bytes(bytes(routed).get() / all as u64 * chosen as u64)
+        let walked: Bytes =
+            self.kept().filter(|one| one.spec.role != Role::Expert).map(|one| one.tensor.bytes()).sum();
+        walked + self.demanded_bytes(1)
+    }
+
+    /// Size of the experts that a pass of one row of each of `sequences` needs, if each row may go to any expert alike.
+    pub(crate) fn demanded_bytes(&self, sequences: usize) -> Bytes {
+        let of_layer = |op: &Op| {
+            let Op::Experts(experts) = op else { return 0 };
+            let weights = experts.first.0..experts.first.0 + experts.count * experts.each;
+            let bytes: u64 = weights
+                .filter_map(|id| Some(self.weight(WeightId(id)).ok()?.tensor.bytes().get()))
+                .sum();
+            let chosen = self.program.router(experts.layer).map_or(1, |route| route.per_token) as u64;
+            if sequences == 1 {
+                return bytes / experts.count as u64 * chosen;
+            }
+            let missed_by_one = 1.0 - chosen as f64 / experts.count as f64;
+            (bytes as f64 * (1.0 - missed_by_one.powf(sequences.max(1) as f64))) as u64
+        };
+        Bytes(self.program.ops().map(of_layer).sum())
     }
 
     /// Size of the weights that a machine that keeps everything in memory holds, in a pack of this model: all but an
@@ -299,39 +326,27 @@ impl Model {
     /// Size of all experts.
     #[must_use]
     pub fn expert_bytes(&self) -> Bytes {
-        let experts = self.weights.iter().filter(|located| matches!(located.weight, Weight::Expert(..)));
+        let experts = self.weights.iter().filter(|located| located.spec.role == Role::Expert);
         experts.map(|located| located.tensor.bytes()).sum()
     }
 
     fn kept(&self) -> impl Iterator<Item = &Located> {
-        let tied = self.head().weight == Weight::Embedding;
-        self.weights.iter().filter(move |located| located.weight != Weight::Embedding || tied)
+        let tied = self.weights.len() < self.program.weights.len();
+        self.weights.iter().filter(move |located| located.spec.role != Role::Embedding || tied)
     }
 
-    pub(crate) fn located(&self) -> &[Located] {
-        &self.weights
+    /// The encoding of what a matrix is multiplied with.
+    pub(crate) fn operand(&self, id: WeightId) -> Encoding {
+        self.weight(id).map_or(Encoding::F32, |located| located.encoding.operand())
     }
 
-    /// What is small and stays in memory, in float32: norms, biases and routers.
-    pub(crate) fn vectors(&self) -> impl Iterator<Item = &Located> {
-        self.weights.iter().filter(|located| located.stays())
-    }
-
-    /// Elements of each of [`Model::vectors`].
+    /// Elements of each vector of the program: what stays in memory in float32, norms, biases and routers.
     pub(crate) fn vector_lens(&self) -> impl Iterator<Item = usize> {
-        self.vectors().map(|located| located.tensor.shape.iter().product())
+        self.program.vectors.iter().map(|vector| self.program.vector_len(vector))
     }
 
     pub(crate) fn embedding(&self) -> &Located {
         &self.weights[0]
-    }
-
-    /// The head, which may be the embedding table.
-    pub(crate) fn head(&self) -> &Located {
-        match self.weights.last() {
-            Some(last) if last.weight == Weight::Head => last,
-            _ => self.embedding(),
-        }
     }
 
     /// The files that hold the weights, by the numbers that tensors have for them.
@@ -361,23 +376,24 @@ impl Model {
     pub fn pack_layout(&self, quantisation: &Quantisation) -> Layout {
         let mut shards: Vec<ShardLayout> = Vec::new();
         for located in &self.weights {
-            let shard = match located.weight {
-                Weight::Embedding => "embedding".to_owned(),
-                Weight::Layer(layer, _) | Weight::Expert(layer, ..) => format!("layer-{layer:05}"),
-                Weight::FinalNorm | Weight::Head => "head".to_owned(),
+            let shard = match located.spec.part {
+                Part::Embedding => "embedding".to_owned(),
+                Part::Layer(layer) => format!("layer-{layer:05}"),
+                Part::Head => "head".to_owned(),
             };
+            let name = located.spec.name.clone();
             match shards.last_mut() {
-                Some(last) if last.name == shard => last.tensors.push(located.name.clone()),
-                _ => shards.push(ShardLayout { name: shard, tensors: vec![located.name.clone()] }),
+                Some(last) if last.name == shard => last.tensors.push(name),
+                _ => shards.push(ShardLayout { name: shard, tensors: vec![name] }),
             }
         }
         let encodings = self
             .weights
             .iter()
-            .filter_map(|l| Some((l.name.clone(), quantisation.of(l.weight, &l.tensor.shape)?)))
+            .filter_map(|l| Some((l.spec.name.clone(), quantisation.of(l.spec.role)?)))
             .collect();
         Layout {
-            architecture: self.architecture.family.to_owned(),
+            architecture: self.program.dims.family.to_owned(),
             shards,
             encodings,
             sidecars: SIDECARS.map(str::to_owned).to_vec(),
@@ -406,21 +422,36 @@ fn means_nothing(name: &str, tensor: &Tensor) -> bool {
             | Dtype::I64
             | Dtype::F64
     );
-    counts && tensor.encoding.is_none() && !LayerWeight::is_named(name)
+    counts && tensor.encoding.is_none() && !name.ends_with(".weight") && !name.ends_with(".bias")
+}
+
+/// The program of the model in a directory.
+fn read_program(dir: &Path) -> Result<Program> {
+    let path = dir.join("config.json");
+    let config = json::read_fields(&path)?.ok_or_else(|| Error::Missing {
+        path,
+        what: "not found; a model directory holds a config.json".to_owned(),
+    })?;
+    Ok(Program::of(&config)?)
 }
 
 /// Finds the tensor of a weight; `None` for a head that is the embedding table.
-fn locate(architecture: &Architecture, files: &WeightFiles, spec: WeightSpec) -> Result<Option<Located>> {
-    let WeightSpec { weight, name, shape } = spec;
-    let Some(tensor) = files.get(&name) else {
+fn locate(
+    program: &Program,
+    files: &WeightFiles,
+    id: WeightId,
+    spec: &WeightSpec,
+) -> Result<Option<Located>> {
+    let WeightSpec { name, shape, role, .. } = spec;
+    let Some(tensor) = files.get(name) else {
         // A head of its own wins over `tie_word_embeddings`, as in transformers 5.
-        if weight == Weight::Head && architecture.tied_embeddings {
+        if id == program.head && program.dims.tied {
             return Ok(None);
         }
         return Err(Error::invalid(files.dir(), format!("tensor {name} is missing")));
     };
     let file = &files.files()[tensor.file].path;
-    if tensor.shape != shape {
+    if tensor.shape != *shape {
         return Err(Error::invalid(
             file,
             format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", tensor.shape),
@@ -429,8 +460,8 @@ fn locate(architecture: &Architecture, files: &WeightFiles, spec: WeightSpec) ->
     let Some(encoding) = tensor.encoding else {
         return Err(Error::unsupported(file, format!("dtype {:?} of tensor {name}", tensor.dtype)));
     };
-    if encoding.block().is_some() && (matches!(weight, Weight::Embedding) || weight.routes()) {
+    if encoding.block().is_some() && matches!(role, Role::Embedding | Role::Vector) {
         return Err(Error::unsupported(file, format!("tensor {name} in {encoding}")));
     }
-    Ok(Some(Located { weight, name, tensor: tensor.clone(), encoding }))
+    Ok(Some(Located { spec: spec.clone(), tensor: tensor.clone(), encoding }))
 }

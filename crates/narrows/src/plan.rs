@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use narrows_model::StateSpec;
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{DEVICE_ALIGNMENT, DevicePool};
 use narrows_stream::{Access, FileSource, Need, Place, Slots, Speed, Tile};
@@ -10,7 +11,9 @@ use crate::backend::{CpuBackend, CudaBackend, Limits};
 use crate::decoder::Decoder;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::lower::Lowered;
 use crate::model::Model;
+use crate::state;
 use crate::tiling::Tiling;
 
 /// The most that will be asked of an engine at a time; memory for it is set aside before any weight is.
@@ -280,7 +283,7 @@ impl Plan {
 
 /// Caches of a device's sequences start at multiples of its alignment.
 fn kv_bytes(model: &Model, settings: &Settings, w: Workload) -> Bytes {
-    let kv = model.architecture().kv_bytes(settings.kv_encoding, w.positions);
+    let kv = state::bytes(model.program(), settings.kv_encoding, w.positions);
     match settings.device {
         Some(_) => kv + Bytes((DEVICE_ALIGNMENT * w.sequences.max(1)) as u64),
         None => kv,
@@ -289,12 +292,15 @@ fn kv_bytes(model: &Model, settings: &Settings, w: Workload) -> Bytes {
 
 /// What a pass of one row of each sequence reads of the KV caches when they are full.
 fn kv_read(model: &Model, settings: &Settings, w: Workload) -> Bytes {
-    let a = model.architecture();
     let each = (w.positions / w.sequences.max(1)) as u64;
-    let read = |window: &Option<usize>| window.map_or(each, |window| each.min(window as u64));
-    let positions = a.windows.iter().map(read).fold(0, u64::saturating_add);
-    let of_a_layer = a.kv_bytes(settings.kv_encoding, 1).get() / a.layers.max(1) as u64;
-    Bytes(of_a_layer.saturating_mul(positions).saturating_mul(w.sequences as u64))
+    let of_layer = |state: &StateSpec| {
+        let StateSpec::Kv { kv_heads, head_dim, window } = state;
+        let row = settings.kv_encoding.row_bytes(*head_dim).unwrap_or(usize::MAX) as u64;
+        let positions = window.map_or(each, |window| each.min(window as u64));
+        row.saturating_mul(2 * *kv_heads as u64).saturating_mul(positions)
+    };
+    let bytes = model.program().states.iter().map(of_layer).fold(0, u64::saturating_add);
+    Bytes(bytes.saturating_mul(w.sequences as u64))
 }
 
 /// What steps need of a device, for a workload.
@@ -309,7 +315,7 @@ fn device_plan(
     w: Workload,
     tiling: &Tiling,
 ) -> Result<DevicePlan> {
-    let a = model.architecture();
+    let lowered = Lowered::for_device(model.shared_program(), |id| model.operand(id));
     let tile = |len: usize, access| Tile::new(Bytes(len as u64), Bytes(len as u64), access);
     let tiles: Vec<_> = tiling.tiles.iter().map(|row| tile(row.read.len, row.access)).collect();
     let vectors = CudaBackend::vector_bytes(model.vector_lens());
@@ -318,7 +324,7 @@ fn device_plan(
         Need::new("CUDA context", device.context),
         Need::new("page tables", page_tables),
         Need::new("KV cache", Bytes(DevicePool::rounded(kv_bytes(model, settings, w).get() as usize) as u64)),
-        Need::new("activations", CudaBackend::activation_bytes(a, limits(w))),
+        Need::new("activations", CudaBackend::activation_bytes(&lowered, limits(w))),
         Need::new("norms and biases", vectors),
     ];
     let slots = settings.slots.map_or(Slots::AtMost(DEVICE_SLOTS), Slots::Exactly);
@@ -326,7 +332,7 @@ fn device_plan(
         .grain(DEVICE_ALIGNMENT)
         .needs(&needs)
         .slots(slots)
-        .demand(slots, usize::MAX, demanded_per_pass(model, w.sequences))
+        .demand(slots, usize::MAX, model.demanded_bytes(w.sequences))
         .speeds(settings.speeds.link, settings.speeds.compute);
     let stream = narrows_stream::plan(&request).map_err(|error| does_not_fit("VRAM", error))?;
     Ok(DevicePlan { stream, budget: device.budget, page_tables, assumed: device.assumed })
@@ -344,25 +350,18 @@ fn pinned_at_most(settings: &Settings, tiling: &Tiling) -> Bytes {
     Bytes(all).min(settings.budget)
 }
 
-/// What a pass of one row of each of `sequences` demands, if each row may go to any expert alike.
-fn demanded_per_pass(model: &Model, sequences: usize) -> Bytes {
-    let Some(experts) = &model.architecture().experts else { return Bytes(0) };
-    let missed_by_one = 1.0 - experts.per_token as f64 / experts.count as f64;
-    let demanded = 1.0 - missed_by_one.powf(sequences.max(1) as f64);
-    Bytes((model.expert_bytes().get() as f64 * demanded) as u64)
-}
-
 /// What steps need of the host's memory: all, or what is left to do there where a device computes.
 fn host_needs(model: &Model, settings: &Settings, w: Workload) -> Vec<(&'static str, Bytes)> {
-    let a = model.architecture();
-    let tables = Bytes(Decoder::<CpuBackend>::table_bytes(a, w.step_rows) as u64);
+    let program = model.program();
+    let tables = Bytes(Decoder::<CpuBackend>::table_bytes(program, w.step_rows) as u64);
     if settings.device.is_some() {
         // The upload of the tables is a copy of them; of norms and biases one at a time comes by.
-        let scores = a.experts.as_ref().map_or(0, |experts| experts.count) * w.step_rows;
-        let read_back = Bytes(4 * (w.wanted_rows * a.vocab_size + scores) as u64);
+        let scores = program.routers().map(|route| route.count).max().unwrap_or(0) * w.step_rows;
+        let read_back = Bytes(4 * (w.wanted_rows * program.dims.vocab + scores) as u64);
         return vec![("steps", tables + tables + read_back)];
     }
-    let activations = Bytes(CpuBackend::activation_bytes(a, w.step_rows, w.wanted_rows) as u64);
+    let lowered = Lowered::in_float(model.shared_program());
+    let activations = Bytes(CpuBackend::activation_bytes(&lowered, w.step_rows, w.wanted_rows) as u64);
     let vectors = model.vector_lens().map(|len| 4 * len as u64).sum();
     vec![
         ("KV cache", kv_bytes(model, settings, w)),
@@ -379,7 +378,6 @@ fn host_plan(
     tiling: &Tiling,
     device: Option<&DevicePlan>,
 ) -> Result<narrows_stream::Plan> {
-    let a = model.architecture();
     let on_device = |tile: usize| {
         device.is_some_and(|device| matches!(device.stream.tiles.get(tile), Some((_, Place::Resident))))
     };
@@ -401,8 +399,8 @@ fn host_plan(
     // What has a frame on the device is rarely asked of the host.
     let groups = tiling.experts.iter().map(Vec::len).sum::<usize>();
     let on_device = device.map_or(0, |device| device.stream.frames);
-    let demanded = demanded_per_pass(model, w.sequences);
-    let embedding_row = model.embedding().tensor.bytes().get() / a.vocab_size as u64;
+    let demanded = model.demanded_bytes(w.sequences);
+    let embedding_row = model.embedding().tensor.bytes().get() / model.program().dims.vocab as u64;
     let slots = settings.slots.map_or(Slots::Auto, Slots::Exactly);
     let demanded = (demanded.get() as f64 * (groups - on_device) as f64 / groups.max(1) as f64) as u64;
     let request = narrows_stream::Request::new(&tiles, settings.budget)

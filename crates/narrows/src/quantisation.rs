@@ -1,8 +1,7 @@
 //! Which matrices of a model are quantised to what when it is packed.
 
+use narrows_model::Role;
 use narrows_shard::{Bytes, Encoding};
-
-use crate::architecture::Weight;
 
 /// What the matrices of a pack are quantised to, by their part in the model; `None`: they stay as they are, as
 /// embeddings, norms, biases and routers always do.
@@ -23,21 +22,19 @@ impl Quantisation {
         Self { layers: encoding, attention: encoding, head: encoding }
     }
 
-    /// What becomes of a weight of that shape.
-    pub(crate) fn of(&self, weight: Weight, shape: &[usize]) -> Option<Encoding> {
-        match weight {
-            _ if shape.len() != 2 => None,
-            Weight::Embedding | Weight::FinalNorm => None,
-            Weight::Head => self.head,
-            weight if weight.routes() => None,
-            Weight::Layer(_, weight) if weight.is_attention() => self.attention,
-            Weight::Layer(..) | Weight::Expert(..) => self.layers,
+    /// Target encoding of a weight.
+    pub(crate) fn of(&self, role: Role) -> Option<Encoding> {
+        match role {
+            Role::Embedding | Role::Vector => None,
+            Role::Head => self.head,
+            Role::Attention => self.attention,
+            Role::Mlp | Role::Expert => self.layers,
         }
     }
 
     /// Bytes of a weight of that shape, which takes `stored` as it is.
-    pub(crate) fn bytes(&self, weight: Weight, shape: &[usize], stored: Bytes) -> Bytes {
-        match (self.of(weight, shape), shape) {
+    pub(crate) fn bytes(&self, role: Role, shape: &[usize], stored: Bytes) -> Bytes {
+        match (self.of(role), shape) {
             (Some(encoding), &[rows, cols]) => {
                 let row = encoding.row_bytes(cols).unwrap_or(usize::MAX);
                 Bytes((row as u64).saturating_mul(rows as u64))

@@ -1,11 +1,13 @@
 //! Synthetic models: the shapes of well-known models with random weights, so that anyone can measure
 //! without downloading anything.
 
+use std::sync::Arc;
+
+use narrows_model::{Program, WeightSpec};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::architecture::{Architecture, WeightSpec};
 use crate::error::{Error, Result};
 
 /// Bytes of weights that are made at a time.
@@ -15,94 +17,34 @@ const PIECE: usize = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Synth {
     config: Value,
-    architecture: Architecture,
+    program: Arc<Program>,
 }
 
-/// Name, model type, layers, hidden, intermediate, heads, KV heads, vocabulary, positions, rope theta, experts.
-type Shape =
-    (&'static str, &'static str, usize, usize, usize, usize, usize, usize, usize, f64, Option<Mixture>);
-
-/// Experts, experts per token, width of one, width of the shared one, whether their weights add up to one.
-type Mixture = (usize, usize, usize, Option<usize>, bool);
+/// Embeds the config.json of each shape.
+macro_rules! shapes {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../shapes/", $name, ".json")))),*]
+    };
+}
 
 /// As published in the config.json of each model.
-const SHAPES: [Shape; 16] = [
-    ("llama-1.1b", "llama", 22, 2048, 5632, 32, 4, 32_000, 2048, 1e4, None),
-    ("llama-7b", "llama", 32, 4096, 11_008, 32, 32, 32_000, 4096, 1e4, None),
-    ("llama-8b", "llama", 32, 4096, 14_336, 32, 8, 128_256, 8192, 5e5, None),
-    ("llama-70b", "llama", 80, 8192, 28_672, 64, 8, 128_256, 8192, 5e5, None),
-    ("llama-405b", "llama", 126, 16_384, 53_248, 128, 8, 128_256, 131_072, 5e5, None),
-    ("mistral-7b", "mistral", 32, 4096, 14_336, 32, 8, 32_768, 32_768, 1e6, None),
-    (
-        "mixtral-8x7b",
-        "mixtral",
-        32,
-        4096,
-        14_336,
-        32,
-        8,
-        32_000,
-        32_768,
-        1e6,
-        Some((8, 2, 14_336, None, true)),
-    ),
-    (
-        "mixtral-8x22b",
-        "mixtral",
-        56,
-        6144,
-        16_384,
-        48,
-        8,
-        32_768,
-        65_536,
-        1e6,
-        Some((8, 2, 16_384, None, true)),
-    ),
-    (
-        "qwen2-57b-a14b",
-        "qwen2_moe",
-        28,
-        3584,
-        18_944,
-        28,
-        4,
-        151_936,
-        131_072,
-        1e6,
-        Some((64, 8, 2560, Some(20_480), false)),
-    ),
-    ("qwen2.5-7b", "qwen2", 28, 3584, 18_944, 28, 4, 152_064, 32_768, 1e6, None),
-    ("qwen2.5-32b", "qwen2", 64, 5120, 27_648, 40, 8, 152_064, 32_768, 1e6, None),
-    ("qwen2.5-72b", "qwen2", 80, 8192, 29_568, 64, 8, 152_064, 32_768, 1e6, None),
-    ("qwen3-8b", "qwen3", 36, 4096, 12_288, 32, 8, 151_936, 40_960, 1e6, None),
-    ("qwen3-32b", "qwen3", 64, 5120, 25_600, 64, 8, 151_936, 40_960, 1e6, None),
-    (
-        "qwen3-30b-a3b",
-        "qwen3_moe",
-        48,
-        2048,
-        6144,
-        32,
-        4,
-        151_936,
-        40_960,
-        1e6,
-        Some((128, 8, 768, None, true)),
-    ),
-    (
-        "qwen3-235b-a22b",
-        "qwen3_moe",
-        94,
-        4096,
-        12_288,
-        64,
-        4,
-        151_936,
-        40_960,
-        1e6,
-        Some((128, 8, 1536, None, true)),
-    ),
+const SHAPES: [(&str, &str); 16] = shapes![
+    "llama-1.1b",
+    "llama-7b",
+    "llama-8b",
+    "llama-70b",
+    "llama-405b",
+    "mistral-7b",
+    "mixtral-8x7b",
+    "mixtral-8x22b",
+    "qwen2-57b-a14b",
+    "qwen2.5-7b",
+    "qwen2.5-32b",
+    "qwen2.5-72b",
+    "qwen3-8b",
+    "qwen3-32b",
+    "qwen3-30b-a3b",
+    "qwen3-235b-a22b",
 ];
 
 impl Synth {
@@ -116,61 +58,16 @@ impl Synth {
     /// # Errors
     /// There is no such shape, or `layers` is zero or absurd.
     pub fn new(name: &str, layers: Option<usize>) -> Result<Self> {
-        let Some(&(
-            _,
-            kind,
-            own_layers,
-            hidden,
-            intermediate,
-            heads,
-            kv_heads,
-            vocab,
-            positions,
-            theta,
-            mixture,
-        )) = SHAPES.iter().find(|shape| shape.0 == name)
-        else {
+        let Some((_, text)) = SHAPES.iter().find(|shape| shape.0 == name) else {
             let known: Vec<_> = Self::names().collect();
             return Err(Error::Request(format!("no shape is called {name} (known: {})", known.join(", "))));
         };
-        let capital = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
-        let class = kind.split('_').map(capital).collect::<String>() + "ForCausalLM";
-        let head_dim = if kind.starts_with("qwen3") { 128 } else { hidden / heads };
-        let mut config = json!({
-            "architectures": [class],
-            "model_type": kind,
-            "hidden_size": hidden,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers.unwrap_or(own_layers),
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": head_dim,
-            "vocab_size": vocab,
-            "max_position_embeddings": positions,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": theta,
-            "sliding_window": null,
-            "hidden_act": "silu",
-            "tie_word_embeddings": false,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "torch_dtype": "bfloat16",
-        });
-        if let Some((count, per_token, width, shared, normalised)) = mixture {
-            let count_key = if kind == "mixtral" { "num_local_experts" } else { "num_experts" };
-            let facts = [
-                (count_key, json!(count)),
-                ("num_experts_per_tok", json!(per_token)),
-                ("moe_intermediate_size", json!(width)),
-                ("shared_expert_intermediate_size", json!(shared)),
-                ("norm_topk_prob", json!(normalised)),
-            ];
-            for (key, value) in facts {
-                config[key] = value;
-            }
+        let mut config: Value = serde_json::from_str(text).map_err(|_| Error::Internal("a shape is no JSON"))?;
+        if let Some(layers) = layers {
+            config["num_hidden_layers"] = layers.into();
         }
-        let architecture = Architecture::parse("config.json".as_ref(), config.to_string().as_bytes())?;
-        Ok(Self { config, architecture })
+        let program = Program::parse("config.json".as_ref(), config.to_string().as_bytes())?;
+        Ok(Self { config, program: Arc::new(program) })
     }
 
     /// The config.json.
@@ -179,10 +76,10 @@ impl Synth {
         &self.config
     }
 
-    /// The architecture.
+    /// What a model of the shape computes.
     #[must_use]
-    pub const fn architecture(&self) -> &Architecture {
-        &self.architecture
+    pub fn program(&self) -> Arc<Program> {
+        Arc::clone(&self.program)
     }
 
     /// The weights of `spec` in bf16, the same for every number of layers.
@@ -248,11 +145,11 @@ mod tests {
     fn every_shape_is_a_model() {
         for name in Synth::names() {
             let synth = Synth::new(name, Some(2)).unwrap();
-            assert_eq!(synth.architecture().layers, 2);
+            assert_eq!(synth.program().dims.layers, 2);
         }
         let parameters = |name| -> usize {
             let synth = Synth::new(name, None).unwrap();
-            synth.architecture().weights().map(|spec| spec.shape.iter().product::<usize>()).sum()
+            synth.program().weights.iter().map(WeightSpec::len).sum()
         };
         assert_eq!(parameters("llama-8b"), 8_030_261_248);
         assert_eq!(parameters("llama-70b"), 70_553_706_496);
@@ -266,7 +163,7 @@ mod tests {
     #[test]
     fn weights_are_centred_and_of_the_right_size() {
         let synth = Synth::new("llama-1.1b", Some(1)).unwrap();
-        let spec = synth.architecture().weights().find(|spec| spec.name.ends_with("k_proj.weight")).unwrap();
+        let spec = synth.program().weights.iter().find(|spec| spec.name.ends_with("k_proj.weight")).unwrap().clone();
         let bytes = Synth::weights(&spec, 7);
         let values: Vec<f32> = bytes
             .as_chunks::<2>()

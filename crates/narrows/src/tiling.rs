@@ -2,21 +2,21 @@
 
 use std::ops::Range;
 
+use narrows_model::{Op, Role, WeightId};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::Read;
 use narrows_stream::{Access, Group};
 
-use crate::architecture::{ExpertWeight, LayerWeight, Weight};
 use crate::model::{Located, Model};
 
 /// Every matrix that a pass walks, and its tiles. Vectors are no tiles: they are small, and stay.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiling {
     pub(crate) tiles: Vec<RowTile>,
-    pub(crate) layers: Vec<[Option<Matrix>; LayerWeight::COUNT]>,
+    /// By [`WeightId`].
+    matrices: Vec<Option<Matrix>>,
     /// By layer, by expert.
-    pub(crate) experts: Vec<Vec<Expert>>,
-    pub(crate) head: Option<Matrix>,
+    pub(crate) experts: Vec<Vec<Group>>,
     /// Names of the matrices, for messages.
     names: Vec<String>,
 }
@@ -28,13 +28,6 @@ pub(crate) struct Matrix {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) tiles: Range<usize>,
-}
-
-/// The matrices of an expert, whose tiles are a group.
-#[derive(Clone, Debug)]
-pub(crate) struct Expert {
-    pub(crate) group: Group,
-    pub(crate) matrices: [Option<Matrix>; ExpertWeight::COUNT],
 }
 
 /// Rows of a matrix, and where their bytes lie.
@@ -68,40 +61,49 @@ impl Tiling {
                 },
                 rows,
             }));
-            names.push(located.name.clone());
+            names.push(located.spec.name.clone());
             Some(Matrix { encoding: located.encoding, rows, cols, tiles: first..tiles.len() })
         };
-        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
-            .take(model.architecture().layers)
-            .collect();
-        let mut experts = vec![Vec::new(); model.architecture().layers];
+        let program = model.program();
+        let mut matrices = vec![None; program.weights.len()];
+        let mut experts = vec![Vec::new(); program.layers.len()];
         let mut groups = (0..).map(Group);
-        for located in model.located().iter().filter(|located| !located.stays()) {
-            match located.weight {
-                Weight::Layer(layer, weight) => {
-                    layers[layer][weight as usize] = add(located, Access::Walked);
-                }
-                Weight::Expert(layer, expert, weight) => {
-                    let experts: &mut Vec<Expert> = &mut experts[layer];
-                    if experts.len() == expert {
-                        let matrices = [const { None }; ExpertWeight::COUNT];
-                        experts.extend(groups.next().map(|group| Expert { group, matrices }));
+        for op in program.ops() {
+            match op {
+                Op::Experts(op) => {
+                    for expert in 0..op.count {
+                        let Some(group) = groups.next() else { break };
+                        experts[op.layer].push(group);
+                        for weight in 0..op.each {
+                            let id = WeightId(op.first.0 + expert * op.each + weight);
+                            matrices[id.0] =
+                                model.weight(id).ok().and_then(|located| add(located, Access::Demanded(group)));
+                        }
                     }
-                    let Expert { group, matrices } = &mut experts[expert];
-                    matrices[weight as usize] = add(located, Access::Demanded(*group));
                 }
-                Weight::Embedding | Weight::FinalNorm | Weight::Head => {}
+                Op::Linear(linear) if program.weights[linear.weight.0].role != Role::Expert => {
+                    let located = model.weight(linear.weight).ok();
+                    matrices[linear.weight.0] = located.and_then(|located| add(located, Access::Walked));
+                }
+                _ => {}
             }
         }
-        let head = add(model.head(), Access::Walked);
-        Self { layers, experts, head, tiles, names }
+        Self { matrices, experts, tiles, names }
+    }
+
+    /// A matrix that is cut into tiles.
+    pub(crate) fn matrix(&self, weight: WeightId) -> Option<&Matrix> {
+        self.matrices.get(weight.0)?.as_ref()
     }
 
     /// The matrices that every pass multiplies with, and those of experts.
     pub(crate) fn matrices(&self) -> (impl Iterator<Item = &Matrix>, impl Iterator<Item = &Matrix>) {
-        let walked = self.layers.iter().flatten().chain([&self.head]).flatten();
-        let experts = self.experts.iter().flatten().flat_map(|expert| &expert.matrices).flatten();
-        (walked, experts)
+        let demanded = |matrix: &&Matrix| {
+            let first = self.tiles.get(matrix.tiles.start);
+            first.is_some_and(|tile| matches!(tile.access, Access::Demanded(_)))
+        };
+        let all = || self.matrices.iter().flatten();
+        (all().filter(move |matrix| !demanded(matrix)), all().filter(demanded))
     }
 
     /// A tile as a message names it.

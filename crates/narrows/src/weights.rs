@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use narrows_cpu::Cpu;
+use narrows_model::{Linear, Make, Value, VectorId, VectorSpec, WeightId};
 use narrows_shard::Encoding;
 use narrows_stream::{Access, Stream};
 
-use crate::architecture::{ExpertWeight, LayerWeight, Weight};
-use crate::backend::{Activation, Backend, Tile};
+use crate::backend::{Backend, Tile, Vectors};
 use crate::error::{Error, Result};
 use crate::model::{Located, Model, WeightReader};
 use crate::tiling::{Matrix, Tiling};
@@ -16,15 +16,12 @@ use crate::tiling::{Matrix, Tiling};
 pub(crate) struct Weights<B: Backend> {
     stream: Stream<B::Memory>,
     tiling: Arc<Tiling>,
-    vectors: Vectors<B>,
+    /// Norms, biases and routers, decoded: they are small, every pass needs all of them, and every operation wants
+    /// float32.
+    vectors: Vectors<B::Vector>,
+    /// Those that are used on the host.
+    host_vectors: Vec<(VectorId, Vec<f32>)>,
     embedding: Embedding,
-}
-
-/// Norms, biases and routers, decoded: they are small, every pass needs all of them, and every operation wants
-/// float32.
-struct Vectors<B: Backend> {
-    layers: Vec<[Option<B::Vector>; LayerWeight::COUNT]>,
-    final_norm: Option<B::Vector>,
 }
 
 /// The embedding table, which stays on disk: a step reads the rows of its tokens.
@@ -43,38 +40,27 @@ impl<B: Backend> Weights<B> {
         stream: Stream<B::Memory>,
         backend: &mut B,
     ) -> Result<Self> {
-        let mut reader = model.reader()?;
-        let mut open = None;
-        let cpu = Cpu::new(1)?;
-        let mut layers: Vec<_> = std::iter::repeat_with(|| [const { None }; LayerWeight::COUNT])
-            .take(model.architecture().layers)
-            .collect();
-        let mut final_norm = None;
-        let mut bytes_read = 0;
-        for located in model.vectors() {
-            // Beside the files of the stream one is open: there may be hundreds, and limits are low.
-            if open.replace(located.tensor.file) != Some(located.tensor.file) {
-                reader.release();
+        let program = model.program();
+        let mut loading = Loading { model, reader: model.reader()?, open: None, cpu: Cpu::new(1)?, bytes_read: 0 };
+        let on_host: Vec<_> = program.routers().filter_map(|route| route.correction).collect();
+        let mut vectors = Vec::with_capacity(program.vectors.len());
+        let mut host_vectors = Vec::new();
+        for (id, spec) in program.vectors.iter().enumerate() {
+            let values = loading.vector(spec)?;
+            if on_host.contains(&VectorId(id)) {
+                host_vectors.push((VectorId(id), values.clone()));
             }
-            let len = located.tensor.shape.iter().product();
-            let mut bytes = vec![0; row_bytes(located.encoding, len)?];
-            reader.read(&located.tensor, 0, &mut bytes)?;
-            bytes_read += bytes.len() as u64;
-            let mut values = vec![0.0; len];
-            cpu.decode(located.encoding, &bytes, &mut values)?;
-            let vector = Some(backend.vector(values)?);
-            match located.weight {
-                Weight::Layer(layer, weight) => layers[layer][weight as usize] = vector,
-                _ => final_norm = vector,
-            }
+            vectors.push(backend.vector(values)?);
         }
+        let Loading { mut reader, bytes_read, .. } = loading;
         reader.release();
         let table = model.embedding().clone();
-        let row_bytes = row_bytes(table.encoding, model.architecture().hidden_size)?;
+        let row_bytes = row_bytes(table.encoding, program.dims.hidden)?;
         Ok(Self {
             stream,
             tiling,
-            vectors: Vectors { layers, final_norm },
+            vectors: Vectors(vectors),
+            host_vectors,
             embedding: Embedding { table, reader, row_bytes, bytes_read },
         })
     }
@@ -106,7 +92,71 @@ impl<B: Backend> Weights<B> {
 
     /// Begins a walk over all tiles. Matrices must be asked for in their order.
     pub(crate) fn pass(&mut self) -> Pass<'_, B> {
-        Pass { tiles: self.stream.pass(), tiling: &self.tiling, vectors: &self.vectors }
+        let Self { stream, tiling, vectors, host_vectors, .. } = self;
+        Pass { tiles: stream.pass(), tiling, vectors, host_vectors }
+    }
+}
+
+/// Reads vectors while an engine is built.
+struct Loading<'m> {
+    model: &'m Model,
+    reader: WeightReader,
+    /// The file that is open.
+    open: Option<usize>,
+    cpu: Cpu,
+    bytes_read: u64,
+}
+
+impl Loading<'_> {
+    /// The values of a vector.
+    fn vector(&mut self, spec: &VectorSpec) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(spec.parts.iter().map(|(_, range)| range.len()).sum());
+        for (weight, range) in &spec.parts {
+            let located = self.model.weight(*weight)?.clone();
+            // Beside the files of the stream one is open: there may be hundreds, and limits are low.
+            if self.open.replace(located.tensor.file) != Some(located.tensor.file) {
+                self.reader.release();
+            }
+            match spec.make {
+                Make::InverseRowNorms => self.row_norms(&located, range.clone(), &mut values)?,
+                Make::Plain | Make::PlusOne => {
+                    let start = row_bytes(located.encoding, range.start)? as u64;
+                    self.read(&located, start, range.len(), &mut values)?;
+                }
+            }
+        }
+        if spec.make == Make::PlusOne {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Ok(values)
+    }
+
+    fn read(&mut self, located: &Located, start: u64, len: usize, values: &mut Vec<f32>) -> Result<()> {
+        let mut bytes = vec![0; row_bytes(located.encoding, len)?];
+        self.reader.read(&located.tensor, start, &mut bytes)?;
+        self.bytes_read += bytes.len() as u64;
+        let from = values.len();
+        values.resize(from + len, 0.0);
+        Ok(self.cpu.decode(located.encoding, &bytes, &mut values[from..])?)
+    }
+
+    /// One over the Euclidean norm of each row of a matrix.
+    fn row_norms(
+        &mut self,
+        located: &Located,
+        rows: std::ops::Range<usize>,
+        values: &mut Vec<f32>,
+    ) -> Result<()> {
+        let cols = located.tensor.shape.last().copied().unwrap_or(0);
+        let each = row_bytes(located.encoding, cols)? as u64;
+        let mut row = Vec::with_capacity(cols);
+        for index in rows {
+            row.clear();
+            self.read(located, index as u64 * each, cols, &mut row)?;
+            let squares: f64 = row.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+            values.push((1.0 / squares.sqrt().max(f64::from(f32::MIN_POSITIVE))) as f32);
+        }
+        Ok(())
     }
 }
 
@@ -114,7 +164,8 @@ impl<B: Backend> Weights<B> {
 pub(crate) struct Pass<'w, B: Backend> {
     tiles: narrows_stream::Pass<'w, B::Memory>,
     tiling: &'w Tiling,
-    vectors: &'w Vectors<B>,
+    vectors: &'w Vectors<B::Vector>,
+    host_vectors: &'w [(VectorId, Vec<f32>)],
 }
 
 impl<'w, B: Backend> Pass<'w, B> {
@@ -130,48 +181,26 @@ impl<'w, B: Backend> Pass<'w, B> {
         Error::Tile { tile: self.tiling.describe(tile), source: Box::new(error) }
     }
 
-    /// A bias or norm of a layer, if the architecture has it.
-    pub(crate) fn vector(&self, layer: usize, weight: LayerWeight) -> Option<&'w B::Vector> {
-        self.vectors.layers[layer][weight as usize].as_ref()
-    }
-
-    /// The norm before the head.
-    pub(crate) fn final_norm(&self) -> Result<&'w B::Vector> {
+    /// The vectors of the program.
+    pub(crate) const fn vectors(&self) -> &'w Vectors<B::Vector> {
         self.vectors
-            .final_norm
-            .as_ref()
-            .ok_or_else(|| Error::Request("the last norm is not loaded".to_owned()))
     }
 
-    /// A matrix of a layer, if the architecture has it.
-    pub(crate) fn matrix(&self, layer: usize, weight: LayerWeight) -> Option<&'w Matrix> {
-        self.tiling.layers[layer][weight as usize].as_ref()
-    }
-
-    /// A matrix of an expert of a layer.
-    pub(crate) fn expert_matrix(
-        &self,
-        layer: usize,
-        expert: usize,
-        weight: ExpertWeight,
-    ) -> Option<&'w Matrix> {
-        self.tiling.experts[layer][expert].matrices[weight as usize].as_ref()
-    }
-
-    /// The encoding of what the head is multiplied with.
-    pub(crate) fn head_operand(&self) -> Encoding {
-        operand(self.tiling.head.as_ref())
+    /// A vector that the host uses.
+    pub(crate) fn host_vector(&self, id: VectorId) -> Result<&'w [f32]> {
+        let found = self.host_vectors.iter().find(|(known, _)| *known == id);
+        found.map(|(_, values)| &values[..]).ok_or(Error::Internal("a vector is not on the host"))
     }
 
     /// Asks for experts of a layer, whose matrices must be asked for in that order from then on.
     pub(crate) fn demand(&mut self, layer: usize, experts: impl Iterator<Item = usize>) -> Result<()> {
-        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert].group).collect();
+        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert]).collect();
         Ok(self.tiles.demand(&groups)?)
     }
 
     /// Names experts of a layer that will probably be demanded.
     pub(crate) fn prefetch(&mut self, layer: usize, experts: impl Iterator<Item = usize>) {
-        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert].group).collect();
+        let groups: Vec<_> = experts.map(|expert| self.tiling.experts[layer][expert]).collect();
         self.tiles.prefetch(&groups);
     }
 
@@ -180,53 +209,54 @@ impl<'w, B: Backend> Pass<'w, B> {
         self.tiles.may_miss()
     }
 
-    /// `to[i, :] = W from[i, :]`. Matrices are asked for in the order of the walk, those of experts in the order in
-    /// which these were demanded; one that the architecture lacks leaves `to` alone.
+    /// `to[i, :] = W from[i, :]` for the matrix `weight`, which may be another expert's than the operation names.
+    /// Matrices are asked for in the order of the walk, those of experts in the order in which these were demanded.
+    ///
+    /// Computes tile by tile: rows of the matrix are columns of the results, so no sum is ever split.
     pub(crate) fn linear(
         &mut self,
         backend: &mut B,
-        matrix: Option<&Matrix>,
-        from: Activation,
-        to: Activation,
+        linear: &Linear,
+        weight: WeightId,
+        from: Value,
     ) -> Result<()> {
-        matrix.map_or(Ok(()), |matrix| self.multiply(backend, matrix, from, to))
-    }
-
-    /// The logits of the rows that are wanted; if none are, the head's tiles are passed over.
-    pub(crate) fn head(&mut self, backend: &mut B, none_wanted: bool) -> Result<()> {
-        let Some(matrix) = &self.tiling.head else { return Ok(()) };
-        if none_wanted {
-            for _ in matrix.tiles.clone() {
-                self.tiles.skip()?;
-            }
-            return Ok(());
-        }
-        self.multiply(backend, matrix, Activation::Normed, Activation::Logits)
-    }
-
-    /// Computes tile by tile: rows of the matrix are columns of the result, so no sum is ever split.
-    fn multiply(&mut self, backend: &mut B, matrix: &Matrix, from: Activation, to: Activation) -> Result<()> {
+        let matrix = self.matrix(weight)?;
         for tile in matrix.tiles.clone() {
             let held = match self.tiling.tiles[tile].access {
                 Access::Demanded(_) => self.tiles.next_demanded()?,
                 _ => Some(self.tiles.next()?),
             };
-            let held = held.filter(|held| held.tile().index() == tile).ok_or_else(|| {
-                Error::Request(format!("{} was asked for out of order", self.tiling.describe(tile)))
-            })?;
+            let held = held
+                .filter(|held| held.tile().index() == tile)
+                .ok_or(Error::Internal("a matrix was asked for out of order"))?;
             let name = || self.tiling.describe(tile);
             let rows = self.tiling.tiles[tile].rows.clone();
-            let tile =
-                Tile { encoding: matrix.encoding, rows, of: matrix.rows, cols: matrix.cols, name: &name };
-            backend.linear(&tile, &held, from, to)?;
+            for output in &linear.to {
+                let part = rows.start.max(output.rows.start)..rows.end.min(output.rows.end);
+                if part.is_empty() {
+                    continue;
+                }
+                let column = output.column + part.start - output.rows.start;
+                let part = part.start - rows.start..part.end - rows.start;
+                let (encoding, cols) = (matrix.encoding, matrix.cols);
+                let tile = Tile { encoding, rows: rows.len(), part, cols, name: &name };
+                backend.linear(&tile, &held, from, output.value, column)?;
+            }
         }
         Ok(())
     }
-}
 
-/// The encoding of what a matrix is multiplied with.
-pub(crate) fn operand(matrix: Option<&Matrix>) -> Encoding {
-    matrix.map_or(Encoding::F32, |matrix| matrix.encoding.operand())
+    /// Passes over the tiles of a matrix.
+    pub(crate) fn skip(&mut self, weight: WeightId) -> Result<()> {
+        for _ in self.matrix(weight)?.tiles.clone() {
+            self.tiles.skip()?;
+        }
+        Ok(())
+    }
+
+    fn matrix(&self, weight: WeightId) -> Result<&'w Matrix> {
+        self.tiling.matrix(weight).ok_or(Error::Internal("a matrix has no tiles"))
+    }
 }
 
 fn row_bytes(encoding: Encoding, cols: usize) -> Result<usize> {

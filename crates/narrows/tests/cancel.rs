@@ -16,7 +16,7 @@ fn a_prompt_is_given_up_between_two_steps() {
     let workload = Workload::new(1, 64, 4, 4);
     let builder = Engine::builder().chunk(NonZeroUsize::new(4)).workload(workload);
     let mut engine = builder.build(Model::open(dir).unwrap()).unwrap();
-    let layers = engine.model().architecture().layers;
+    let layers = engine.model().program().dims.layers;
     let prompt: Vec<u32> = (1..41).collect();
     let request = Request::new(Prompt::Tokens(prompt.clone())).max_new_tokens(4).ignore_eos(true);
     let whole = engine.generate(std::slice::from_ref(&request), |_| ControlFlow::Continue(())).unwrap();

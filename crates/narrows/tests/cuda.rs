@@ -252,7 +252,7 @@ fn run_case() {
     let golden = case.split_whitespace().find_map(|setting| setting.strip_prefix("golden="));
     let dir = golden.map_or_else(|| root().join("models/demo"), data);
     let mut engine = engine(&dir, parse(&case)).unwrap();
-    let vocab = engine.model().architecture().vocab_size as u32;
+    let vocab = engine.model().program().dims.vocab as u32;
     let ids = vec![IDS.map(|id| id % vocab).to_vec()];
     let first = logits(&mut engine, &ids).unwrap();
     let again = logits(&mut engine, &ids).unwrap();
@@ -272,8 +272,8 @@ fn run_case() {
         demands.hits - demands.hits_on_device,
         demands.misses
     );
-    if let Some(experts) = &engine.model().architecture().experts {
-        let count = (experts.layers.iter().filter(|sparse| **sparse).count() * experts.count) as u64;
+    if let Some(route) = engine.model().program().routers().next() {
+        let count = (engine.model().program().routers().count() * route.count) as u64;
         let one = engine.model().expert_bytes().get() / count;
         assert_eq!(demands.bytes.get(), demands.misses * one);
         assert_eq!(demands.demanded.get(), (demands.hits + demands.misses) * one);

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Encoding, Engine, EngineBuilder, Model, Prompt, Quantisation, Request, ScoreInput, Workload};
+use narrows::{Bytes, Encoding, Engine, EngineBuilder, Model, Prompt, Quantisation, Request, ScoreInput, Workload};
 use safetensors::SafeTensors;
 
 /// Largest difference of a logit from transformers in float32.
@@ -17,8 +17,11 @@ struct Golden {
     greedy: Vec<Vec<u32>>,
 }
 
+/// A checkpoint of `tests/data/checkpoints`, or of `tests/data/families`.
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/checkpoints").join(name)
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+    let checkpoint = data.join("checkpoints").join(name);
+    if checkpoint.is_dir() { checkpoint } else { data.join("families").join(name) }
 }
 
 fn golden(name: &str) -> Golden {
@@ -206,6 +209,85 @@ fn kv_encodings() {
         for (ours, theirs) in logits(&mut engine, &golden.ids).iter().zip(&golden.logits) {
             let error = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(error > 0.0 && error < tolerance, "{encoding}: off by {error:e}");
+        }
+    }
+}
+
+fn families() -> Vec<String> {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/families");
+    let entries = std::fs::read_dir(families).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() >= 47, "{names:?}");
+    names
+}
+
+/// What transformers, or a model's published code, answers for a golden of every family.
+#[test]
+fn every_family() {
+    families().iter().for_each(|name| check(name));
+}
+
+/// The same bits for every chunk, and streamed within the smallest budget.
+#[test]
+fn every_family_in_pieces() {
+    for name in families() {
+        let ids = golden(&name).ids;
+        let whole = logits(&mut engine(&data(&name), Engine::builder()), &ids);
+        let pieces = Engine::builder().chunk(7.try_into().ok()).threads(2.try_into().ok());
+        assert!(logits(&mut engine(&data(&name), pieces), &ids) == whole, "{name}: in chunks of 7");
+        let workload = Workload::new(2, 256, 64, 64);
+        let builder = Engine::builder().without_text().tile(Some(Bytes(1 << 10))).workload(workload);
+        let model = Model::open(data(&name)).unwrap();
+        let minimum = builder.plan(&model).unwrap().stream.minimum;
+        let mut streamed = builder.ram(Some(minimum)).build(model).unwrap();
+        assert!(logits(&mut streamed, &ids) == whole, "{name}: within {minimum}");
+    }
+}
+
+/// The plain loops of `narrows_model::reference`, which say what operations mean, give what transformers gives.
+#[test]
+fn every_program_means_the_same_in_float64() {
+    let checkpoints = ["llama", "rope-yarn-mscale", "qwen2-moe-dense-layer", "mixtral", "qwen3-moe-sparse"];
+    for name in families().into_iter().chain(checkpoints.map(str::to_owned)) {
+        let model = Model::open(data(&name)).unwrap();
+        let golden = golden(&name);
+        let (files, program) = (model.files().unwrap(), model.program());
+        let (reader, cpu) = (files.reader().unwrap(), narrows_cpu::Cpu::new(1).unwrap());
+        let weights: Vec<Vec<f64>> = program
+            .weights
+            .iter()
+            .map(|spec| {
+                // A head that is not there is the embedding table.
+                let tensor = files.get(&spec.name).or_else(|| files.get(&program.weights[0].name)).unwrap();
+                let mut bytes = vec![0; tensor.bytes().get() as usize];
+                reader.read(tensor, 0, &mut bytes).unwrap();
+                let mut values = vec![0.0; spec.len()];
+                cpu.decode(tensor.encoding.unwrap(), &bytes, &mut values).unwrap();
+                values.into_iter().map(f64::from).collect()
+            })
+            .collect();
+        let of = |id: narrows::program::WeightId| weights[id.0].clone();
+        let ours = narrows::program::reference::logits(program, &of, &golden.ids[0]);
+        let ours: Vec<f32> = ours.into_iter().map(|logit| logit as f32).collect();
+        assert_close(&name, &ours, &golden.logits[0]);
+    }
+}
+
+/// The program of every golden as text: a mistake in a family shows as a difference. `NARROWS_UPDATE=1` writes it again.
+#[test]
+fn every_program_is_what_it_was() {
+    let data_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+    for part in ["checkpoints", "families"] {
+        for entry in std::fs::read_dir(data_dir.join(part)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let text = Model::open(data(&name)).unwrap().program().to_string();
+            let path = data_dir.join("programs").join(format!("{name}.txt"));
+            if std::env::var_os("NARROWS_UPDATE").is_some() {
+                std::fs::write(&path, &text).unwrap();
+            }
+            let known = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(known == text, "{name} is another program than {}:\n{text}", path.display());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-use narrows::{Architecture, ChatOptions, ChatTemplate, GenerationDefaults, Message, Text};
+use narrows::{ChatOptions, ChatTemplate, GenerationDefaults, Message, Program, Text};
 use serde_json::{Map, Value, json};
 
 struct Random(u64);
@@ -318,11 +318,13 @@ fn damaged_configurations() {
         }
         std::fs::write(dir.path().join("generation_config.json"), &generation).unwrap();
         let start = computed();
-        match Architecture::parse(Path::new("config.json"), &config) {
+        match Program::parse(Path::new("config.json"), &config) {
             Ok(a) => {
                 read += 1;
-                let positions = a.max_positions.unwrap_or(4096).min(1 << 20);
-                assert!(a.rope.inverse_frequencies(positions).iter().all(|f| f.is_finite()));
+                let positions = a.dims.max_positions.unwrap_or(4096).min(1 << 20);
+                for rope in &a.ropes {
+                    assert!(rope.inverse_frequencies(positions).iter().all(|f| f.is_finite()));
+                }
             }
             Err(_) => refused += 1,
         }

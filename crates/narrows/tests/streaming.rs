@@ -186,9 +186,10 @@ fn only_routed_experts_are_read() {
         [("mixtral", 3, 2), ("qwen2-moe-dense-layer", 3, 2), ("qwen3-moe-sparse", 2, 4)]
     {
         let model = || Model::open(data(name)).unwrap();
-        let experts = model().architecture().experts.clone().unwrap();
-        assert_eq!(experts.layers.iter().filter(|sparse| **sparse).count(), layers);
-        let one = model().expert_bytes().get() / (layers * experts.count) as u64;
+        let opened = model();
+        let experts = opened.program().routers().next().unwrap();
+        assert_eq!(opened.program().routers().count(), layers);
+        let one = opened.expert_bytes().get() / (layers * experts.count) as u64;
         let builder = Engine::builder().tile(Some(Bytes(2 << 10))).chunk(NonZeroUsize::new(8));
         let builder = builder.workload(Workload::new(1, 64, 8, 1));
         let all = builder.plan(&model()).unwrap().stream.all_resident_at.get();

@@ -118,7 +118,7 @@ fn call<'a>(case: &Case, cpu: &'a Cpu, weights: &'a [u8]) -> Result<Call<'a>> {
                 let first = positions - rows;
                 let rows: Vec<_> =
                     (0..rows).map(|row| AttentionRow { kv, position: first + row, window: None }).collect();
-                cpu.attention(&q, &rows, heads, (head_dim as f32).powf(-0.5), &mut out)
+                cpu.attention(&q, &rows, heads, (head_dim as f32).powf(-0.5).into(), &mut out)
             })
         }
         (Operation::RmsNorm, &[width]) => {

@@ -33,11 +33,11 @@ pub(super) fn chat(
 ) -> Result<()> {
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        _ => Context::Auto.positions(model.architecture()).min(POSITIONS),
+        _ => Context::Auto.positions(model.program()).min(POSITIONS),
     };
     // Nobody knows how long the conversation will be: memory for all of it is set aside.
     let compute = Compute { ctx: Context::Positions(positions), ..args.compute.clone() };
-    let chunk = builder(&compute)?.chunk_rows(model.architecture()).min(positions);
+    let chunk = builder(&compute)?.chunk_rows(&model).min(positions);
     let workload = Workload::new(1, positions, chunk, 1);
     let mut engine = start(output, &compute, model, workload, text, 0)?;
     if !engine.plan().all_resident() {

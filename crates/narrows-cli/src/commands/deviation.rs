@@ -39,7 +39,7 @@ pub(crate) fn measure(output: &Output, model: &Model, named: Option<&Path>) -> R
     let quantised = |encoding: Option<Encoding>| encoding.is_some_and(|e| e.block().is_some());
     let source = match (named, model.files()?.manifest()) {
         (Some(dir), _) => Some(dir.to_owned()),
-        (None, Some(manifest)) if model.tensors().any(|(_, _, tensor)| quantised(tensor.encoding)) => {
+        (None, Some(manifest)) if model.tensors().any(|(_, tensor)| quantised(tensor.encoding)) => {
             Some(recorded(model.dir(), manifest)?)
         }
         (None, _) => None,
@@ -59,7 +59,8 @@ pub(crate) fn measure(output: &Output, model: &Model, named: Option<&Path>) -> R
     let mut progress = Progress::new(output, "comparing", Unit::Bytes, model.weight_bytes().get());
     let layout = model.pack_layout(&Quantisation::all(Some(Encoding::Q8)));
     let matrices: BTreeSet<_> = layout.encodings.keys().collect();
-    for (_, name, tensor) in model.tensors() {
+    for (spec, tensor) in model.tensors() {
+        let name = &spec.name;
         let mut relative_error = BTreeMap::new();
         let mut add = |encoding: Encoding, found: Deviation| {
             *sums.entry(encoding.name()).or_default() += found;

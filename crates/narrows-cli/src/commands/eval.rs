@@ -32,12 +32,12 @@ pub(crate) fn eval(output: &Output, args: &Eval) -> Result<()> {
     check_encoding(&args.compute, &tokenizer, text.len())?;
     let tokens = tokenizer.encode(&text, true)?;
     drop(text);
-    let positions = args.compute.ctx.positions(model.architecture());
+    let positions = args.compute.ctx.positions(model.program());
     let window = args.window.unwrap_or_else(|| positions.min(2048));
     let stride = args.stride.unwrap_or(window / 2);
     let longest = window.min(tokens.len());
     let windows = 1 + (tokens.len() - longest).div_ceil(stride.max(1));
-    let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
+    let chunk = builder(&args.compute)?.chunk_rows(&model);
     let workload = Workload::score(longest, windows.saturating_mul(longest), chunk);
     let mut engine = start(output, &args.compute, model, workload, Some(tokenizer), 0)?;
     let interrupt = Interrupt::listen();

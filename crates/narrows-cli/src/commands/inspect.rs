@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use narrows::{Bytes, Model, RopeScaling, Weight};
+use narrows::program::{Part, RopeScaling};
+use narrows::{Bytes, Model};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -34,8 +35,9 @@ pub(super) struct Report<'a> {
     kv_heads: usize,
     head_dim: usize,
     max_positions: Option<usize>,
-    sliding_windows: &'a [Option<usize>],
-    rope_theta: f64,
+    sliding_windows: Vec<Option<usize>>,
+    /// Of the first layers that have a rotary embedding; absent where none has.
+    rope_theta: Option<f64>,
     /// Absent where positions are not scaled.
     rope_scaling: Option<ScalingReport>,
     tensors: Option<Vec<TensorReport<'a>>>,
@@ -60,6 +62,16 @@ enum ScalingReport {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    #[serde(rename = "dynamic-alpha")]
+    Alpha {
+        alpha: f64,
+    },
+    Longrope {
+        short_factor: Vec<f32>,
+        long_factor: Vec<f32>,
+        original_max_position_embeddings: usize,
+        attention_factor: f64,
+    },
     Yarn {
         factor: f64,
         original_max_position_embeddings: usize,
@@ -73,6 +85,13 @@ enum ScalingReport {
 impl ScalingReport {
     fn of(scaling: &RopeScaling) -> Option<Self> {
         Some(match *scaling {
+            RopeScaling::Alpha { alpha } => Self::Alpha { alpha },
+            RopeScaling::Long { ref short, ref long, trained, attention_factor } => Self::Longrope {
+                short_factor: short.clone(),
+                long_factor: long.clone(),
+                original_max_position_embeddings: trained,
+                attention_factor,
+            },
             RopeScaling::None => return None,
             RopeScaling::Linear { factor } => Self::Linear { factor },
             RopeScaling::Dynamic { factor, trained } => {
@@ -100,6 +119,8 @@ impl ScalingReport {
     /// `llama3 by 8`.
     fn line(&self) -> String {
         let (name, factor) = match self {
+            Self::Alpha { alpha } => ("alpha", alpha),
+            Self::Longrope { attention_factor, .. } => ("longrope", attention_factor),
             Self::Linear { factor } => ("linear", factor),
             Self::Dynamic { factor, .. } => ("dynamic", factor),
             Self::Llama3 { factor, .. } => ("llama3", factor),
@@ -130,24 +151,25 @@ pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
 }
 
 fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
-    let a = model.architecture();
-    let mut layer_bytes = vec![0; a.layers];
+    let program = model.program();
+    let d = &program.dims;
+    let mut layer_bytes = vec![0; program.layers.len()];
     let (mut embedding_bytes, mut head_bytes, mut parameters) = (0, 0, 0);
     let mut bytes_by_encoding = BTreeMap::new();
     let mut tensors = Vec::new();
-    for (weight, name, tensor) in model.tensors() {
+    for (spec, tensor) in model.tensors() {
         let bytes = tensor.range.end - tensor.range.start;
         parameters += tensor.shape.iter().product::<usize>() as u64;
-        match weight {
-            Weight::Embedding => embedding_bytes += bytes,
-            Weight::Layer(layer, _) | Weight::Expert(layer, ..) => layer_bytes[layer] += bytes,
-            Weight::FinalNorm | Weight::Head => head_bytes += bytes,
+        match spec.part {
+            Part::Embedding => embedding_bytes += bytes,
+            Part::Layer(layer) => layer_bytes[layer] += bytes,
+            Part::Head => head_bytes += bytes,
         }
         let encoding = tensor.encoding.map(|e| e.to_string()).unwrap_or_default();
         *bytes_by_encoding.entry(encoding.clone()).or_default() += bytes;
         let file = &model.files()?.files()[tensor.file].path;
         tensors.push(TensorReport {
-            name,
+            name: &spec.name,
             encoding,
             shape: &tensor.shape,
             file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -157,7 +179,7 @@ fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
     }
     Ok(Report {
         schema_version: SCHEMA_VERSION,
-        family: a.family,
+        family: d.family,
         packed: model.files()?.manifest().is_some(),
         parameters,
         bytes: model.weight_bytes().get(),
@@ -166,17 +188,17 @@ fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
         embedding_bytes,
         layer_bytes,
         head_bytes,
-        vocab_size: a.vocab_size,
-        hidden_size: a.hidden_size,
-        intermediate_size: a.intermediate_size,
-        layers: a.layers,
-        heads: a.heads,
-        kv_heads: a.kv_heads,
-        head_dim: a.head_dim,
-        max_positions: a.max_positions,
-        sliding_windows: &a.windows,
-        rope_theta: a.rope.theta,
-        rope_scaling: ScalingReport::of(&a.rope.scaling),
+        vocab_size: d.vocab,
+        hidden_size: d.hidden,
+        intermediate_size: d.intermediate,
+        layers: d.layers,
+        heads: d.heads,
+        kv_heads: d.kv_heads,
+        head_dim: d.head_dim,
+        max_positions: d.max_positions,
+        sliding_windows: program.attentions().map(|attention| attention.window).collect(),
+        rope_theta: program.ropes.first().map(|rope| rope.theta),
+        rope_scaling: program.ropes.iter().find_map(|rope| ScalingReport::of(&rope.scaling)),
         tensors: with_tensors.then_some(tensors),
         error: None,
     })
@@ -209,7 +231,9 @@ fn table(r: &Report<'_>) -> String {
     }
     let scaling =
         r.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", scaling {}", scaling.line()));
-    line("rope", format!("theta {}{scaling}", r.rope_theta));
+    if let Some(theta) = r.rope_theta {
+        line("rope", format!("theta {theta}{scaling}"));
+    }
     line("context", r.max_positions.map_or_else(|| "any length".to_owned(), |n| format!("{n} positions")));
     if let Some(tensors) = &r.tensors {
         for tensor in tensors {

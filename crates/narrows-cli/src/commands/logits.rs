@@ -48,10 +48,10 @@ pub(crate) fn logits(output: &Output, args: &Logits) -> Result<()> {
     let model = Model::open(locate(&args.compute.model)?)?;
     let read = outfile::files_of(model.dir()).chain([args.ids.clone()]);
     outfile::refuse_in_place_of(&args.out, read)?;
-    let chunk = builder(&args.compute)?.chunk_rows(model.architecture());
+    let chunk = builder(&args.compute)?.chunk_rows(&model);
     let workload = Workload::score(positions, batch * positions, chunk);
     let mut engine = start(output, &args.compute, model, workload, None, 0)?;
-    let vocab = engine.model().architecture().vocab_size;
+    let vocab = engine.model().program().dims.vocab;
     let inputs: Vec<_> = ids.iter().map(|tokens| ScoreInput::new(tokens, 0..positions)).collect();
     let mut file = LogitsFile::create(&args.out, [batch, positions, vocab])?;
     let interrupt = Interrupt::listen();

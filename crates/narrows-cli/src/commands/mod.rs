@@ -159,7 +159,7 @@ fn start(
         None => builder.without_text(),
     };
     if let Context::Positions(n) = args.ctx
-        && model.architecture().max_positions.is_some_and(|max| n > max)
+        && model.program().dims.max_positions.is_some_and(|max| n > max)
     {
         say(output, &format!("warning: --ctx {n} is beyond what the model was made for; results may suffer"));
     }

@@ -132,7 +132,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
     }
     let positions = match args.compute.ctx {
         Context::Positions(n) => n,
-        _ => Context::Auto.positions(model.architecture()).min(POSITIONS),
+        _ => Context::Auto.positions(model.program()).min(POSITIONS),
     };
     let workload = Workload::new(1, positions, 1, 1);
     let builder =
@@ -194,7 +194,7 @@ pub(crate) fn plan(output: &Output, args: &Args) -> Result<()> {
 
 /// Elements of all weights.
 pub(super) fn parameters(model: &Model) -> u64 {
-    model.tensors().map(|(_, _, tensor)| tensor.shape.iter().product::<usize>() as u64).sum()
+    model.tensors().map(|(_, tensor)| tensor.shape.iter().product::<usize>() as u64).sum()
 }
 
 fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
@@ -202,10 +202,10 @@ fn needs(plan: &TierPlan) -> Vec<NeedReport<'_>> {
 }
 
 fn experts(model: &Model, plan: &TierPlan) -> Option<ExpertsReport> {
-    let experts = model.architecture().experts.as_ref()?;
+    let router = model.program().routers().next()?;
     let bytes = model.expert_bytes().get() / plan.groups.len().max(1) as u64;
     let (count, staying) = (plan.groups.len(), plan.frames);
-    Some(ExpertsReport { count, per_token: experts.per_token, bytes, staying })
+    Some(ExpertsReport { count, per_token: router.per_token, bytes, staying })
 }
 
 /// How many experts stay, where there are some.
@@ -219,7 +219,7 @@ fn staying(plan: &TierPlan) -> String {
 /// What to expect, in one line, where weights come `from`; of `tokens` new ones together, where their number is known.
 pub(super) fn line(model: &Model, plan: &Plan, known: &Known, from: &str, tokens: usize) -> String {
     let s = &plan.stream;
-    let layers = count(model.architecture().layers, "layer");
+    let layers = count(model.program().dims.layers, "layer");
     let mut line = format!("plan: {} in {layers}", model.pass_bytes());
     if let Some(device) = &plan.device {
         let d = &device.stream;

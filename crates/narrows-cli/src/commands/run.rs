@@ -142,7 +142,7 @@ struct ExpertsReport {
 
 impl ExpertsReport {
     fn of(engine: &Engine) -> Option<Self> {
-        engine.model().architecture().experts.as_ref()?;
+        engine.model().program().routers().next()?;
         let (stats, all) = (engine.stream_stats(), engine.model().expert_bytes().get());
         let demands = stats.demands;
         Some(Self {
@@ -284,9 +284,8 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
         }
     }
     let builder = builder(&args.compute)?;
-    let a = model.architecture();
     let new = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
-    let workload = Workload::generate(&lengths, new, builder.chunk_rows(a), args.compute.ctx.positions(a));
+    let workload = Workload::generate(&lengths, new, builder.chunk_rows(&model), args.compute.ctx.positions(model.program()));
     let tokens = requests.iter().map(|request| request.max_new_tokens).sum();
     let mut engine = start(output, &args.compute, model, workload, text, tokens)?;
     generate(output, args, &mut engine, &requests, notes)
@@ -369,7 +368,7 @@ struct PassClock {
 impl PassClock {
     fn new(engine: &Engine) -> Self {
         let planned = Duration::try_from_secs_f64(engine.plan().seconds_per_token()).unwrap_or_default();
-        Self { layers: engine.model().architecture().layers, start: Instant::now(), planned }
+        Self { layers: engine.model().program().dims.layers, start: Instant::now(), planned }
     }
 
     /// A pass comes to `layer`. Half as much again as the layers so far say is room for a head and for a disk whose
@@ -390,7 +389,7 @@ impl PassClock {
 /// at most, if that tells how long it takes.
 pub(super) fn watch(engine: &mut Engine, status: &StatusLine, wanted: Option<usize>) -> Arc<AtomicUsize> {
     let tokens = Arc::new(AtomicUsize::new(0));
-    let (layers, monitor) = (engine.model().architecture().layers, engine.monitor());
+    let (layers, monitor) = (engine.model().program().dims.layers, engine.monitor());
     let (counted, mut status, start) = (Arc::clone(&tokens), status.clone(), Instant::now());
     let mut pass = PassClock::new(engine);
     engine.on_layer(move |layer| {

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use narrows::{Bytes, WeightSpec};
+use narrows::Bytes;
+use narrows::program::WeightSpec;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use schemars::JsonSchema;
@@ -48,7 +49,7 @@ pub(crate) fn synth(output: &Output, args: &Synth) -> Result<()> {
         return Err(Failure::Usage(format!("{}: the directory is not empty", dir.display())));
     }
 
-    let specs: Vec<_> = synth.architecture().weights().collect();
+    let specs = &synth.program().weights;
     let size = |spec: &WeightSpec| 2 * spec.shape.iter().product::<usize>() as u64;
     let total = specs.iter().map(size).sum::<u64>();
     if let Some(available) = narrows_shard::available_space(dir).map_err(failed(dir))?
@@ -59,7 +60,7 @@ pub(crate) fn synth(output: &Output, args: &Synth) -> Result<()> {
         );
     }
     let mut files: Vec<(u64, Vec<&WeightSpec>)> = Vec::new();
-    for spec in &specs {
+    for spec in specs {
         match files.last_mut() {
             Some((bytes, file)) if *bytes + size(spec) <= FILE_BYTES => {
                 *bytes += size(spec);

@@ -47,7 +47,7 @@ impl Cache {
 
 fn attention(cpu: &Cpu, q: &[f32], rows: &[AttentionRow<'_>], heads: usize, scale: f32) -> Vec<f32> {
     let mut out = vec![f32::NAN; q.len()];
-    cpu.attention(q, rows, heads, scale, &mut out).unwrap();
+    cpu.attention(q, rows, heads, scale.into(), &mut out).unwrap();
     out
 }
 
@@ -192,7 +192,7 @@ fn wrong_shapes_are_errors() {
     let cache = Cache::new(Encoding::F16, 2, 10, 4);
     let row = cache.row(9, None);
     let run = |rows: &[AttentionRow<'_>], heads, q: usize, out: usize| {
-        cpu.attention(&vec![0.0; q], rows, heads, 1.0, &mut vec![0.0; out])
+        cpu.attention(&vec![0.0; q], rows, heads, 1.0.into(), &mut vec![0.0; out])
     };
     assert!(run(&[row], 4, 16, 16).is_ok());
     assert!(run(&[], 4, 0, 0).is_ok());

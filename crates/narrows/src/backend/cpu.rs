@@ -2,71 +2,123 @@
 
 use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
 
-use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_cpu::{Activation, AttentionRow, Cpu, KvView, Matrix, RowsMut, Scores};
+use narrows_model::{
+    Attend, Norm, NormKind, Op, Pairing, Program, Route, Rows, Value, VectorId, alibi_slopes,
+};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::Region;
 use narrows_stream::Held;
 
-use super::{Activation, Backend, Step, Tile};
-use crate::architecture::Architecture;
+use super::{Backend, Step, Tile, Vectors};
 use crate::decoder::first_not_finite;
 use crate::error::{Error, Result};
-use crate::routing::Routing;
+use crate::lower::Lowered;
+use crate::routing::{self, Routing};
 use crate::sequence::{Cache, Sequence};
+use crate::state;
 
 /// The processor of this machine.
 pub(crate) struct CpuBackend {
-    cpu: Cpu,
-    architecture: Architecture,
+    cpu: Arc<Cpu>,
+    lowered: Arc<Lowered>,
     kv_encoding: Encoding,
-    /// By [`Activation`]. They grow with the largest step and are reused.
-    activations: [Vec<f32>; Activation::ALL.len()],
-    /// `[n, head_dim / 2]`
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    rows: Vec<(usize, usize)>,
-    wanted: Vec<usize>,
+    /// They grow with the largest step and are reused.
+    buffers: Vec<Vec<f32>>,
+    /// The step being computed.
+    step: Now,
     /// Rows and weights of a mixture.
     routed: (Vec<u32>, Vec<f32>),
 }
 
+/// What a step is about.
+#[derive(Default)]
+struct Now {
+    rows: Vec<(usize, usize)>,
+    wanted: Vec<usize>,
+    /// Rows of the expert at hand.
+    chosen: usize,
+    angles: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
 impl CpuBackend {
-    pub(crate) fn new(cpu: Cpu, architecture: Architecture, kv_encoding: Encoding) -> Self {
-        Self {
-            cpu,
-            architecture,
-            kv_encoding,
-            activations: [const { Vec::new() }; Activation::ALL.len()],
-            cos: Vec::new(),
-            sin: Vec::new(),
-            rows: Vec::new(),
-            wanted: Vec::new(),
-            routed: Default::default(),
+    pub(crate) fn new(cpu: Arc<Cpu>, lowered: Arc<Lowered>, kv_encoding: Encoding) -> Self {
+        let buffers = vec![Vec::new(); lowered.buffers.len()];
+        Self { cpu, lowered, kv_encoding, buffers, step: Now::default(), routed: Default::default() }
+    }
+
+    /// Bytes of values of a step of `rows` rows of which `wanted` come to logits.
+    pub(crate) fn activation_bytes(lowered: &Lowered, rows: usize, wanted: usize) -> usize {
+        let program = &lowered.program;
+        let (of_row, of_wanted) = lowered.widths();
+        let angles: usize = program.ropes.iter().map(|rope| rope.dims).sum();
+        let row = 4 * (of_row + angles) + 8 * routing::most_rows(program, 1);
+        row * rows + 4 * of_wanted * wanted
+    }
+
+    /// Elements that a value has in the step.
+    fn len(&self, value: Value) -> usize {
+        let placed = self.lowered.values[value.0];
+        placed.width * self.rows(placed.rows)
+    }
+
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Step => self.step.rows.len(),
+            Rows::Wanted => self.step.wanted.len(),
+            Rows::Chosen => self.step.chosen,
         }
     }
 
-    /// Bytes of activations of a step of `rows` rows of which `wanted` come to logits.
-    pub(crate) fn activation_bytes(a: &Architecture, rows: usize, wanted: usize) -> usize {
-        let width = |activation: &Activation| activation.width(a) * 4;
-        let (logits, others): (Vec<_>, Vec<_>) =
-            Activation::ALL.iter().partition(|activation| **activation == Activation::Logits);
-        let routed = a.experts.as_ref().map_or(0, |experts| 8 * Routing::most_rows(experts, 1));
-        let row: usize = others.into_iter().map(width).sum::<usize>() + 4 * a.head_dim + routed;
-        row * rows + logits.into_iter().map(width).sum::<usize>() * wanted
+    fn get(&self, value: Value) -> &[f32] {
+        &self.buffers[self.lowered.values[value.0].buffer][..self.len(value)]
     }
 
-    /// Lends an activation to be written while others are read.
-    fn take(&mut self, activation: Activation) -> Vec<f32> {
-        mem::take(&mut self.activations[activation as usize])
+    fn get_mut(&mut self, value: Value) -> &mut [f32] {
+        let len = self.len(value);
+        &mut self.buffers[self.lowered.values[value.0].buffer][..len]
     }
 
-    fn put(&mut self, activation: Activation, values: Vec<f32>) {
-        self.activations[activation as usize] = values;
+    /// Lends a value to be written while others are read: `work(self, values)`.
+    fn with<R>(&mut self, value: Value, work: impl FnOnce(&Self, &mut [f32]) -> Result<R>) -> Result<R> {
+        let (buffer, len) = (self.lowered.values[value.0].buffer, self.len(value));
+        let mut values = mem::take(&mut self.buffers[buffer]);
+        let result = match values.get_mut(..len) {
+            Some(values) => work(self, values),
+            None => Err(Error::Internal("a value shares memory with its operand")),
+        };
+        self.buffers[buffer] = values;
+        result
     }
 
-    fn get(&self, activation: Activation) -> &[f32] {
-        &self.activations[activation as usize]
+    fn attend(&mut self, a: &Attend, sequences: &mut [&mut Sequence]) -> Result<()> {
+        let width = a.kv_heads * a.head_dim;
+        let (keys, values) = (self.get(a.k).chunks_exact(width), self.get(a.v).chunks_exact(width));
+        for (&(sequence, position), (key, value)) in self.step.rows.iter().zip(keys.zip(values)) {
+            sequences[sequence].host_cache()?.write(&self.cpu, a.layer, position, key, value)?;
+        }
+        let rows = self.step.rows.iter().map(|&(sequence, position)| {
+            let kv = sequences[sequence].host_view(a.layer)?;
+            Ok(AttentionRow { kv, position, window: a.window })
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        self.with(a.to, |backend, to| {
+            let slopes = a.alibi.then(|| alibi_slopes(a.heads));
+            let scores = Scores { scale: a.scale, softcap: a.softcap, slopes: slopes.as_deref() };
+            Ok(backend.cpu.attention(backend.get(a.q), &rows, a.heads, scores, to)?)
+        })
+    }
+}
+
+/// An activation function as the processor's operations name it.
+const fn function(kind: narrows_model::Activation) -> Activation {
+    match kind {
+        narrows_model::Activation::Silu => Activation::Silu,
+        narrows_model::Activation::GeluTanh => Activation::GeluTanh,
+        narrows_model::Activation::Relu2 => Activation::Relu2,
+        narrows_model::Activation::Sigmoid => Activation::Sigmoid,
     }
 }
 
@@ -81,7 +133,7 @@ impl Backend for CpuBackend {
     type Vector = Vec<f32>;
 
     fn cache(&self) -> Cache {
-        Cache::Host(HostCache::new(&self.architecture, self.kv_encoding))
+        Cache::Host(HostCache::new(&self.lowered.program, self.kv_encoding))
     }
 
     fn vector(&mut self, values: Vec<f32>) -> Result<Self::Vector> {
@@ -90,159 +142,174 @@ impl Backend for CpuBackend {
 
     fn begin(&mut self, step: &Step<'_>, _sequences: &mut [&mut Sequence]) -> Result<()> {
         let n = step.rows.len();
-        for activation in Activation::ALL {
-            let rows = if activation == Activation::Logits { step.wanted.len() } else { n };
-            let width = activation.width(&self.architecture);
-            resize(&mut self.activations[activation as usize], rows * width);
+        for (buffer, spec) in self.buffers.iter_mut().zip(&self.lowered.buffers) {
+            let rows = if spec.wanted { step.wanted.len() } else { n };
+            resize(buffer, rows * spec.width);
         }
-        self.rows.clear();
-        self.rows.extend_from_slice(step.rows);
-        self.wanted.clear();
-        self.wanted.extend_from_slice(step.wanted);
-        for (table, values) in [(&mut self.cos, step.cos), (&mut self.sin, step.sin)] {
-            resize(table, values.len());
-            table.copy_from_slice(values);
+        let now = &mut self.step;
+        now.rows.clear();
+        now.rows.extend_from_slice(step.rows);
+        now.wanted.clear();
+        now.wanted.extend_from_slice(step.wanted);
+        now.angles.resize_with(step.angles.len(), Default::default);
+        for (tables, given) in now.angles.iter_mut().zip(step.angles) {
+            for (table, values) in [(&mut tables.0, &given.0), (&mut tables.1, &given.1)] {
+                resize(table, values.len());
+                table.copy_from_slice(values);
+            }
         }
-        let hidden = &mut self.activations[Activation::Hidden as usize];
-        Ok(self.cpu.decode(step.encoding, step.embeddings, hidden)?)
+        self.with(Value(0), |backend, hidden| Ok(backend.cpu.decode(step.encoding, step.embeddings, hidden)?))
     }
 
-    fn norm(&mut self, add: bool, weight: &Vec<f32>, eps: f32, _encoding: Encoding) -> Result<()> {
-        let mut hidden = self.take(Activation::Hidden);
-        if add {
-            self.cpu.add(self.get(Activation::Projected), &mut hidden)?;
+    fn run(&mut self, op: &Op, vectors: &Vectors<Vec<f32>>, sequences: &mut [&mut Sequence]) -> Result<()> {
+        match op {
+            // The step began with them.
+            Op::Embed { .. } => Ok(()),
+            Op::Bias { vector, to } => {
+                let bias = vectors.get(*vector)?;
+                self.with(*to, |backend, to| Ok(backend.cpu.add_bias(bias, to)?))
+            }
+            Op::Rotate(rotate) => self.with(rotate.value, |backend, x| {
+                let (cos, sin) = &backend.step.angles[rotate.rope.0];
+                let (heads, head_dim) = (rotate.heads, rotate.head_dim);
+                let rope = &backend.lowered.program.ropes[rotate.rope.0];
+                match (rope.dims == head_dim, rope.pairing) {
+                    (true, Pairing::Halves) => Ok(backend.cpu.rope(x, heads, head_dim, cos, sin)?),
+                    (_, pairing) => {
+                        let neighbours = pairing == Pairing::Neighbours;
+                        Ok(backend.cpu.rope_in_part(x, heads, head_dim, neighbours, cos, sin)?)
+                    }
+                }
+            }),
+            Op::Attend(attend) => self.attend(attend, sequences),
+            Op::Activate(a) => self.with(a.to, |backend, to| {
+                let up = a.up.map(|up| backend.get(up));
+                Ok(backend.cpu.activate(function(a.kind), backend.get(a.gate), up, to)?)
+            }),
+            Op::Add { from, to } => self.with(*to, |backend, to| Ok(backend.cpu.add(backend.get(*from), to)?)),
+            Op::Zero { to } => {
+                self.get_mut(*to).fill(0.0);
+                Ok(())
+            }
+            Op::Wanted { from, to } => self.with(*to, |backend, to| {
+                let from = backend.get(*from);
+                let width = from.len() / backend.step.rows.len().max(1);
+                for (to, row) in to.chunks_exact_mut(width.max(1)).zip(&backend.step.wanted) {
+                    to.copy_from_slice(&from[row * width..(row + 1) * width]);
+                }
+                Ok(())
+            }),
+            Op::Scale { value, factor } => self.with(*value, |backend, x| {
+                backend.cpu.scale(*factor, x);
+                Ok(())
+            }),
+            Op::Softcap { value, cap } => self.with(*value, |backend, x| {
+                backend.cpu.softcap(*cap, x);
+                Ok(())
+            }),
+            Op::Clamp { value, limit } => self.with(*value, |backend, x| {
+                backend.cpu.clamp(*limit, x);
+                Ok(())
+            }),
+            Op::Multiply { value, vector } => {
+                let factors = vectors.get(*vector)?;
+                self.with(*value, |backend, x| Ok(backend.cpu.multiply(factors, x)?))
+            }
+            Op::Norm(norm) => self.norm(norm, vectors),
+            Op::Linear(_) | Op::Route(_) | Op::AddShared { .. } | Op::Experts(_) => {
+                Err(Error::Internal("the decoder runs this operation itself"))
+            }
         }
-        self.cpu.rms_norm(&hidden, weight, eps, &mut self.activations[Activation::Normed as usize])?;
-        self.put(Activation::Hidden, hidden);
-        Ok(())
+    }
+
+    fn norm(&mut self, norm: &Norm, vectors: &Vectors<Vec<f32>>) -> Result<()> {
+        if let Some(add) = norm.add {
+            self.with(norm.from, |backend, from| Ok(backend.cpu.add(backend.get(add), from)?))?;
+        }
+        let weight = vectors.get(norm.weight)?;
+        let bias = norm.bias.map(|id| vectors.get(id)).transpose()?;
+        let piece = self.lowered.values[norm.from.0].width / norm.heads.max(1);
+        self.with(norm.to, |backend, to| {
+            if norm.from != norm.to {
+                to.copy_from_slice(backend.get(norm.from));
+            }
+            let cpu = &backend.cpu;
+            match norm.kind {
+                NormKind::Rms if weight.len() == piece => Ok(cpu.rms_norm_in_place(to, weight, norm.eps)?),
+                NormKind::Rms => Ok(cpu.rms_norm_pieces(to, piece, weight, norm.eps)?),
+                NormKind::Layer => {
+                    let bias = bias.map(|bias| &bias[..]);
+                    Ok(cpu.layer_norm_in_place(to, piece, weight, bias, norm.eps)?)
+                }
+            }
+        })
     }
 
     fn linear(
         &mut self,
         tile: &Tile<'_>,
         held: &Held<'_, Region>,
-        from: Activation,
-        to: Activation,
+        from: Value,
+        to: Value,
+        column: usize,
     ) -> Result<()> {
-        let mut y = self.take(to);
-        let weights = Matrix::new(tile.encoding, tile.rows.len(), tile.cols, held.bytes())?;
-        self.cpu.linear(weights, self.get(from), RowsMut::new(&mut y, tile.of, tile.rows.start)?)?;
-        self.put(to, y);
-        Ok(())
+        let stride = self.lowered.values[to.0].width;
+        self.with(to, |backend, to| {
+            let weights = Matrix::new(tile.encoding, tile.rows, tile.cols, held.bytes())?;
+            let weights = weights.slice(tile.part.clone())?;
+            Ok(backend.cpu.linear(weights, backend.get(from), RowsMut::new(to, stride, column)?)?)
+        })
     }
 
-    fn add_bias(&mut self, bias: &Vec<f32>, to: Activation) -> Result<()> {
-        Ok(self.cpu.add_bias(bias, &mut self.activations[to as usize])?)
-    }
-
-    fn norm_heads(&mut self, heads: Activation, weight: &Vec<f32>, eps: f32) -> Result<()> {
-        Ok(self.cpu.rms_norm_in_place(&mut self.activations[heads as usize], weight, eps)?)
-    }
-
-    fn attention(
+    fn scores(
         &mut self,
-        layer: usize,
-        window: Option<usize>,
-        sequences: &mut [&mut Sequence],
-        _encoding: Encoding,
-    ) -> Result<()> {
-        let a = &self.architecture;
-        let Self { cpu, activations, cos, sin, rows, .. } = self;
-        for (activation, heads) in [(Activation::Query, a.heads), (Activation::Key, a.kv_heads)] {
-            cpu.rope(&mut activations[activation as usize], heads, a.head_dim, cos, sin)?;
-        }
-        let width = a.kv_size();
-        let keys = activations[Activation::Key as usize].chunks_exact(width);
-        let values = activations[Activation::Value as usize].chunks_exact(width);
-        for (&(sequence, position), (key, value)) in rows.iter().zip(keys.zip(values)) {
-            sequences[sequence].host_cache()?.write(cpu, layer, position, key, value)?;
-        }
-        let attention = rows
-            .iter()
-            .map(|&(sequence, position)| {
-                Ok(AttentionRow { kv: sequences[sequence].host_view(layer)?, position, window })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let mut attended = mem::take(&mut activations[Activation::Attended as usize]);
-        let query = &activations[Activation::Query as usize];
-        cpu.attention(query, &attention, a.heads, a.attention_scale(), &mut attended)?;
-        activations[Activation::Attended as usize] = attended;
-        Ok(())
-    }
-
-    fn shape_mlp(&mut self, rows: usize, width: usize) {
-        let hidden = Activation::Expert.width(&self.architecture);
-        let mlp = [Activation::Gate, Activation::Up, Activation::Activated].map(|mlp| (mlp, width));
-        for (activation, width) in
-            mlp.into_iter().chain([(Activation::Routed, hidden), (Activation::Expert, hidden)])
-        {
-            resize(&mut self.activations[activation as usize], rows * width);
-        }
-    }
-
-    fn scores(&mut self, router: &Vec<f32>, count: usize) -> Result<&[f32]> {
-        let cols = self.architecture.hidden_size;
-        let mut scores = self.take(Activation::Scores);
-        resize(&mut scores, self.rows.len() * count);
-        let router = Matrix::new(Encoding::F32, count, cols, bytemuck::cast_slice(router))?;
-        self.cpu.linear(router, self.get(Activation::Normed), RowsMut::new(&mut scores, count, 0)?)?;
-        self.put(Activation::Scores, scores);
-        Ok(self.get(Activation::Scores))
+        route: &Route,
+        vector: VectorId,
+        count: usize,
+        vectors: &Vectors<Vec<f32>>,
+    ) -> Result<&[f32]> {
+        let (router, cols) = (vectors.get(vector)?, self.lowered.values[route.from.0].width);
+        let len = self.step.rows.len() * count;
+        self.with(route.scores, |backend, scores| {
+            let scores = scores.get_mut(..len).ok_or(Error::Internal("more scores than experts"))?;
+            let router = Matrix::new(Encoding::F32, count, cols, bytemuck::cast_slice(router))?;
+            Ok(backend.cpu.linear(router, backend.get(route.from), RowsMut::new(scores, count, 0)?)?)
+        })?;
+        Ok(&self.get(route.scores)[..len])
     }
 
     fn route(&mut self, routing: &Routing) -> Result<()> {
         self.routed.0.clone_from(&routing.rows);
         self.routed.1.clone_from(&routing.weights);
-        self.activations[Activation::Projected as usize].fill(0.0);
         Ok(())
     }
 
-    fn take_rows(&mut self, chosen: Range<usize>, _encoding: Encoding) -> Result<()> {
-        let mut routed = self.take(Activation::Routed);
-        let (normed, cols) = (self.get(Activation::Normed), self.architecture.hidden_size);
-        self.cpu.gather_rows(normed, cols, &self.routed.0[chosen], &mut routed)?;
-        self.put(Activation::Routed, routed);
-        Ok(())
+    fn choose(&mut self, rows: usize) {
+        self.step.chosen = rows;
     }
 
-    fn add_expert(&mut self, chosen: Range<usize>) -> Result<()> {
-        let mut projected = self.take(Activation::Projected);
-        let (rows, weights) = (&self.routed.0[chosen.clone()], &self.routed.1[chosen]);
-        let (expert, cols) = (self.get(Activation::Expert), self.architecture.hidden_size);
-        self.cpu.scatter_add(expert, cols, rows, weights, &mut projected)?;
-        self.put(Activation::Projected, projected);
-        Ok(())
+    fn take_rows(&mut self, from: Value, to: Value, chosen: Range<usize>) -> Result<()> {
+        let cols = self.lowered.values[from.0].width;
+        self.with(to, |backend, to| {
+            Ok(backend.cpu.gather_rows(backend.get(from), cols, &backend.routed.0[chosen], to)?)
+        })
     }
 
-    fn swiglu(&mut self, _encoding: Encoding) -> Result<()> {
-        self.activations.swap(Activation::Gate as usize, Activation::Activated as usize);
-        let mut activated = self.take(Activation::Activated);
-        self.cpu.swiglu(&mut activated, self.get(Activation::Up))?;
-        self.put(Activation::Activated, activated);
-        Ok(())
-    }
-
-    fn finish(&mut self, weight: &Vec<f32>, eps: f32, _encoding: Encoding) -> Result<()> {
-        let mut hidden = self.take(Activation::Hidden);
-        self.cpu.add(self.get(Activation::Projected), &mut hidden)?;
-        let width = self.architecture.hidden_size;
-        for (to, row) in self.wanted.iter().enumerate() {
-            hidden.copy_within(row * width..(row + 1) * width, to * width);
-        }
-        let wanted = self.wanted.len() * width;
-        let normed = &mut self.activations[Activation::Normed as usize];
-        normed.truncate(wanted);
-        self.cpu.rms_norm(&hidden[..wanted], weight, eps, normed)?;
-        self.put(Activation::Hidden, hidden);
-        Ok(())
+    fn add_routed(&mut self, from: Value, to: Value, chosen: Range<usize>) -> Result<()> {
+        let cols = self.lowered.values[from.0].width;
+        self.with(to, |backend, to| {
+            let (rows, weights) = (&backend.routed.0[chosen.clone()], &backend.routed.1[chosen]);
+            Ok(backend.cpu.scatter_add(backend.get(from), cols, rows, weights, to)?)
+        })
     }
 
     fn not_finite(&self) -> Option<usize> {
-        first_not_finite(self.get(Activation::Projected), self.architecture.hidden_size)
+        first_not_finite(self.get(Value(0)), self.lowered.program.dims.hidden)
     }
 
     fn logits(&mut self) -> Result<&mut [f32]> {
-        Ok(&mut self.activations[Activation::Logits as usize])
+        let logits = self.lowered.program.logits;
+        Ok(self.get_mut(logits))
     }
 }
 
@@ -265,14 +332,10 @@ struct LayerCache {
 
 impl HostCache {
     /// A cache with room for nothing.
-    pub(crate) fn new(a: &Architecture, encoding: Encoding) -> Self {
-        Self {
-            encoding,
-            kv_heads: a.kv_heads,
-            head_dim: a.head_dim,
-            capacity: 0,
-            layers: std::iter::repeat_with(LayerCache::default).take(a.layers).collect(),
-        }
+    pub(crate) fn new(program: &Program, encoding: Encoding) -> Self {
+        let (kv_heads, head_dim) = state::shape(program);
+        let layers = program.states.iter().map(|_| LayerCache::default()).collect();
+        Self { encoding, kv_heads, head_dim, capacity: 0, layers }
     }
 
     /// Makes room for `capacity` positions, keeping the first `used`.

@@ -2,31 +2,38 @@
 //! matrix.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use narrows_kernels::{AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
+use narrows_kernels::{Activation, AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
+use narrows_model::{Attend, Norm, NormKind, Op, Program, Route, Rows, Value, VectorId};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
     DEVICE_ALIGNMENT, DeviceArena, DevicePool, DeviceRegion, DeviceSlice, Pooled, Stream,
 };
 use narrows_stream::Held;
 
-use super::{Activation, Backend, Step, Tile};
-use crate::architecture::Architecture;
+use super::{Backend, Step, Tile, Vectors};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::routing::Routing;
+use crate::lower::Lowered;
+use crate::routing::{self, Routing};
 use crate::sequence::{Cache, Sequence};
+use crate::state;
 
 /// A CUDA device.
 pub(crate) struct CudaBackend {
     device: Device,
     stream: Stream,
-    architecture: Architecture,
+    lowered: Arc<Lowered>,
     arena: DeviceArena,
     kv: DevicePool,
     layout: KvLayout,
-    /// By [`Activation`], for as many rows as a step has at most.
-    activations: Vec<DeviceSlice>,
+    /// For as many rows as a step has at most.
+    buffers: Vec<DeviceSlice>,
+    /// Operands of products that take a value in another encoding than it is made in.
+    operands: DeviceSlice,
+    /// The value and the encoding that `operands` holds.
+    held: Option<(Value, Encoding)>,
     /// What a step is about, uploaded as one: see [`Tables`].
     tables: DeviceSlice,
     /// The routing of a mixture, uploaded as one: rows and weights.
@@ -43,21 +50,21 @@ pub(crate) struct CudaBackend {
 struct Now {
     rows: usize,
     wanted: usize,
-    /// Rows and width of the MLP being computed.
-    mlp: (usize, usize),
+    /// Rows of the expert at hand.
+    chosen: usize,
     /// The parts of `routed`: rows and weights.
     routed: Option<(DeviceSlice, DeviceSlice)>,
     segments: Vec<Segment>,
-    tables: Option<Tables<DeviceSlice>>,
+    tables: Option<Tables<DeviceSlice, Vec<(DeviceSlice, DeviceSlice)>>>,
 }
 
 /// The parts of what a step is about.
-struct Tables<T> {
+struct Tables<T, A> {
     embeddings: T,
     /// `[n]`, `0..n` as u32: the embeddings are gathered in their order.
     ids: T,
-    cos: T,
-    sin: T,
+    /// Cosines and sines of each rotary embedding.
+    angles: A,
     /// `[KvRow; n]`
     kv: T,
     wanted: T,
@@ -74,53 +81,58 @@ pub(crate) struct Limits {
     pub(crate) longest: usize,
 }
 
-impl Tables<usize> {
-    /// Bytes of each part for a step of `n` rows.
-    fn bytes(a: &Architecture, n: usize, wanted: usize) -> Self {
-        let half = n * (a.head_dim / 2) * 4;
-        Self {
-            // As much as the widest encoding takes.
-            embeddings: n * a.hidden_size * 4,
-            ids: n * 4,
-            cos: half,
-            sin: half,
-            kv: n * size_of::<KvRow>(),
-            wanted: wanted * 4,
-        }
-    }
-
-    fn total(&self) -> usize {
-        [self.embeddings, self.ids, self.cos, self.sin, self.kv, self.wanted].map(rounded).iter().sum()
-    }
+/// Bytes of all tables of a step of `n` rows.
+fn table_bytes(program: &Program, n: usize, wanted: usize) -> usize {
+    // Embeddings as much as the widest encoding takes.
+    let parts = [n * program.dims.hidden * 4, n * 4, n * size_of::<KvRow>(), wanted * 4];
+    let angles: usize = program.ropes.iter().map(|rope| 2 * rounded(n * (rope.dims / 2) * 4)).sum();
+    parts.map(rounded).iter().sum::<usize>() + angles
 }
 
 const fn rounded(bytes: usize) -> usize {
     bytes.next_multiple_of(DEVICE_ALIGNMENT)
 }
 
-/// Bytes of an activation; operands take up to those of a float.
-fn bytes(activation: Activation, a: &Architecture, limits: Limits) -> usize {
-    let rows = if activation == Activation::Logits { limits.wanted } else { limits.rows };
-    rows * activation.width(a) * 4
+/// Bytes of each buffer; operands take up to those of a float.
+fn buffer_bytes(lowered: &Lowered, limits: Limits) -> impl Iterator<Item = usize> + '_ {
+    let rows = move |wanted: bool| if wanted { limits.wanted } else { limits.rows };
+    lowered.buffers.iter().map(move |buffer| 4 * rows(buffer.wanted) * buffer.width)
+}
+
+/// An activation function as kernels name it.
+const fn function(kind: narrows_model::Activation) -> Activation {
+    match kind {
+        narrows_model::Activation::Silu => Activation::Silu,
+        narrows_model::Activation::GeluTanh => Activation::GeluTanh,
+        narrows_model::Activation::Relu2 => Activation::Relu2,
+        narrows_model::Activation::Sigmoid => Activation::Sigmoid,
+    }
+}
+
+/// Bytes of the widest operand that a product takes in another encoding than it is made in.
+fn operand_bytes(lowered: &Lowered, limits: Limits) -> usize {
+    4 * lowered.cast * limits.rows.max(limits.wanted)
 }
 
 impl CudaBackend {
     /// Device memory for a step within `limits`.
-    pub(crate) fn activation_bytes(a: &Architecture, limits: Limits) -> Bytes {
-        let activations: usize =
-            Activation::ALL.iter().map(|activation| rounded(bytes(*activation, a, limits))).sum();
-        let tables = Tables::bytes(a, limits.rows, limits.wanted).total();
-        let scratch = rounded(Self::scratch_bytes(a, limits));
-        Bytes((activations + tables + rounded(Self::routed_bytes(a, limits)) + scratch) as u64)
+    pub(crate) fn activation_bytes(lowered: &Lowered, limits: Limits) -> Bytes {
+        let buffers: usize = buffer_bytes(lowered, limits).map(rounded).sum();
+        let tables = table_bytes(&lowered.program, limits.rows, limits.wanted);
+        let scratch = rounded(Self::scratch_bytes(&lowered.program, limits));
+        let routed = rounded(Self::routed_bytes(&lowered.program, limits));
+        Bytes((buffers + rounded(operand_bytes(lowered, limits)) + tables + routed + scratch) as u64)
     }
 
-    fn routed_bytes(a: &Architecture, limits: Limits) -> usize {
-        let rows = a.experts.as_ref().map_or(0, |experts| Routing::most_rows(experts, limits.rows));
-        2 * rounded(4 * rows)
+    fn routed_bytes(program: &Program, limits: Limits) -> usize {
+        2 * rounded(4 * routing::most_rows(program, limits.rows))
     }
 
-    fn scratch_bytes(a: &Architecture, limits: Limits) -> usize {
-        Kernels::attention_scratch_bytes(limits.rows, a.heads, a.head_dim, limits.longest)
+    fn scratch_bytes(program: &Program, limits: Limits) -> usize {
+        let bytes = |a: &Attend| {
+            Kernels::attention_scratch_bytes(limits.rows, a.heads, a.head_dim, limits.longest)
+        };
+        program.attentions().map(bytes).max().unwrap_or(0)
     }
 
     /// Device memory for norms and biases of `lens` elements.
@@ -133,27 +145,30 @@ impl CudaBackend {
         device: Device,
         stream: Stream,
         arena: DeviceArena,
-        architecture: Architecture,
+        lowered: Arc<Lowered>,
         kv: (Encoding, Bytes),
         limits: Limits,
     ) -> Result<Self> {
-        let a = &architecture;
+        let program = &lowered.program;
         let (kv_encoding, kv_bytes) = kv;
         let kv = DevicePool::new("KV caches", arena.carve(DevicePool::rounded(kv_bytes.get() as usize))?);
-        let layout = KvLayout { encoding: kv_encoding, kv_heads: a.kv_heads, head_dim: a.head_dim };
-        let carve = |activation: &Activation| arena.carve(bytes(*activation, a, limits));
-        let activations = Activation::ALL.iter().map(carve).collect::<std::result::Result<_, _>>()?;
-        let tables = arena.carve(Tables::bytes(a, limits.rows, limits.wanted).total())?;
-        let routed = arena.carve(Self::routed_bytes(a, limits))?;
-        let scratch = arena.carve(Self::scratch_bytes(a, limits))?;
+        let (kv_heads, head_dim) = state::shape(program);
+        let layout = KvLayout { encoding: kv_encoding, kv_heads, head_dim };
+        let carve = |bytes| arena.carve(bytes);
+        let buffers = buffer_bytes(&lowered, limits).map(carve).collect::<std::result::Result<_, _>>()?;
+        let operands = arena.carve(operand_bytes(&lowered, limits))?;
+        let tables = arena.carve(table_bytes(program, limits.rows, limits.wanted))?;
+        let routed = arena.carve(Self::routed_bytes(program, limits))?;
+        let scratch = arena.carve(Self::scratch_bytes(program, limits))?;
         Ok(Self {
             device,
             stream,
-            architecture,
             arena,
             kv,
             layout,
-            activations,
+            buffers,
+            operands,
+            held: None,
             tables,
             routed,
             scratch,
@@ -161,6 +176,7 @@ impl CudaBackend {
             logits: Vec::new(),
             scores: Vec::new(),
             step: Now::default(),
+            lowered,
         })
     }
 
@@ -168,38 +184,62 @@ impl CudaBackend {
         self.device.kernels()
     }
 
-    /// The rows of an activation that the step has.
-    fn get(&self, activation: Activation, encoding: Encoding) -> Result<DeviceSlice> {
-        let width = activation.width(&self.architecture);
-        let (rows, width) = match activation {
-            Activation::Logits => (self.step.wanted, width),
-            Activation::Gate | Activation::Up | Activation::Activated => self.step.mlp,
-            Activation::Routed | Activation::Expert => (self.step.mlp.0, width),
-            // At the head only the wanted rows are left.
-            _ => (self.step.rows, width),
-        };
-        let len = encoding.row_bytes(width).unwrap_or(usize::MAX).saturating_mul(rows);
-        Ok(self.activations[activation as usize].slice(0..len)?)
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Step => self.step.rows,
+            Rows::Wanted => self.step.wanted,
+            Rows::Chosen => self.step.chosen,
+        }
     }
 
-    fn f32s(&self, activation: Activation) -> Result<DeviceSlice> {
-        self.get(activation, Encoding::F32)
+    /// The rows of a value that the step has, in the encoding that it is made in.
+    fn get(&self, value: Value) -> Result<DeviceSlice> {
+        let placed = self.lowered.values[value.0];
+        let row = placed.encoding.row_bytes(placed.width).unwrap_or(usize::MAX);
+        let len = row.saturating_mul(self.rows(placed.rows));
+        Ok(self.buffers[placed.buffer].slice(0..len)?)
     }
 
-    fn tables(&self) -> Result<&Tables<DeviceSlice>> {
-        self.step.tables.as_ref().ok_or_else(|| Error::Request("no step has begun".to_owned()))
+    fn encoding(&self, value: Value) -> Encoding {
+        self.lowered.values[value.0].encoding
+    }
+
+    /// A value as the operand of a product.
+    fn operand(&mut self, value: Value, encoding: Encoding) -> Result<DeviceSlice> {
+        let placed = self.lowered.values[value.0];
+        if placed.encoding == encoding {
+            return self.get(value);
+        }
+        let row = encoding.row_bytes(placed.width).unwrap_or(usize::MAX);
+        let operand = self.operands.slice(0..row.saturating_mul(self.rows(placed.rows)))?;
+        if self.held != Some((value, encoding)) {
+            let from = self.get(value)?;
+            self.kernels().activate(&self.stream, Activation::Identity, &from, None, encoding, &operand)?;
+            self.held = Some((value, encoding));
+        }
+        Ok(operand)
+    }
+
+    /// Says that a value is about to be written: what was made of it is no longer what it is.
+    fn written(&mut self, value: Value) {
+        if self.held.is_some_and(|(held, _)| held == value) {
+            self.held = None;
+        }
+    }
+
+    fn tables(&self) -> Result<&Tables<DeviceSlice, Vec<(DeviceSlice, DeviceSlice)>>> {
+        self.step.tables.as_ref().ok_or(Error::Internal("no step has begun"))
     }
 
     /// Rows and weights of the routing in a range.
     fn routed(&self, chosen: Range<usize>) -> Result<(DeviceSlice, DeviceSlice)> {
-        let none = || Error::Request("nothing was routed".to_owned());
-        let (rows, weights) = self.step.routed.as_ref().ok_or_else(none)?;
+        let (rows, weights) = self.step.routed.as_ref().ok_or(Error::Internal("nothing was routed"))?;
         let bytes = 4 * chosen.start..4 * chosen.end;
         Ok((rows.slice(bytes.clone())?, weights.slice(bytes)?))
     }
 
     /// Puts the parts of a step one behind the other, each aligned, and uploads them as one.
-    fn upload(&mut self, step: &Step<'_>, kv: &[KvRow]) -> Result<Tables<DeviceSlice>> {
+    fn upload(&mut self, step: &Step<'_>, kv: &[KvRow]) -> Result<()> {
         let ids: Vec<u32> = (0..).take(step.rows.len()).collect();
         let wanted: Vec<u32> = step.wanted.iter().map(|row| *row as u32).collect();
         self.packed.clear();
@@ -213,13 +253,42 @@ impl CudaBackend {
         let parts = Tables {
             embeddings: put(step.embeddings)?,
             ids: put(bytemuck::cast_slice(&ids))?,
-            cos: put(bytemuck::cast_slice(step.cos))?,
-            sin: put(bytemuck::cast_slice(step.sin))?,
+            angles: step
+                .angles
+                .iter()
+                .map(|(cos, sin)| Ok((put(bytemuck::cast_slice(cos))?, put(bytemuck::cast_slice(sin))?)))
+                .collect::<Result<_>>()?,
             kv: put(bytemuck::cast_slice(kv))?,
             wanted: put(bytemuck::cast_slice(&wanted))?,
         };
         self.stream.upload(&self.packed, &self.tables.slice(0..self.packed.len())?)?;
-        Ok(parts)
+        self.step.tables = Some(parts);
+        Ok(())
+    }
+
+    fn attend(&mut self, a: &Attend) -> Result<()> {
+        let (stream, kernels) = (&self.stream, self.kernels());
+        let tables = self.tables()?;
+        let (q, k, v) = (self.get(a.q)?, self.get(a.k)?, self.get(a.v)?);
+        kernels.kv_write(stream, &k, &v, &tables.kv, &self.layout, a.layer)?;
+        let shape = AttentionShape {
+            heads: a.heads,
+            scale: a.scale,
+            window: a.window,
+            segments: &self.step.segments,
+        };
+        let (out, encoding) = (self.get(a.to)?, self.encoding(a.to));
+        Ok(kernels.attention(
+            stream,
+            &q,
+            &tables.kv,
+            &self.layout,
+            a.layer,
+            &shape,
+            &self.scratch,
+            encoding,
+            &out,
+        )?)
     }
 }
 
@@ -228,7 +297,7 @@ impl Backend for CudaBackend {
     type Vector = DeviceSlice;
 
     fn cache(&self) -> Cache {
-        let layers = self.architecture.layers;
+        let layers = self.lowered.program.states.len();
         Cache::Device(DeviceCache::new(self.kv.clone(), self.stream.clone(), self.layout, layers))
     }
 
@@ -255,92 +324,100 @@ impl Backend for CudaBackend {
         }
         self.step.rows = step.rows.len();
         self.step.wanted = step.wanted.len();
-        let tables = self.upload(step, &kv)?;
-        let hidden = self.f32s(Activation::Hidden)?;
-        let width = self.architecture.hidden_size;
+        self.held = None;
+        self.upload(step, &kv)?;
+        let (hidden, width) = (self.get(Value(0))?, self.lowered.program.dims.hidden);
+        let tables = self.tables()?;
         let (table, ids) = (&tables.embeddings, &tables.ids);
-        self.kernels().embed(&self.stream, table, step.encoding, width, ids, &hidden)?;
-        self.step.tables = Some(tables);
-        Ok(())
+        Ok(self.kernels().embed(&self.stream, table, step.encoding, width, ids, &hidden)?)
     }
 
-    fn norm(&mut self, add: bool, weight: &DeviceSlice, eps: f32, encoding: Encoding) -> Result<()> {
-        let (hidden, normed) = (self.f32s(Activation::Hidden)?, self.get(Activation::Normed, encoding)?);
-        let delta = if add { Some(self.f32s(Activation::Projected)?) } else { None };
-        Ok(self.kernels().rms_norm(&self.stream, &hidden, delta.as_ref(), weight, eps, encoding, &normed)?)
+    fn run(&mut self, op: &Op, vectors: &Vectors<DeviceSlice>, _sequences: &mut [&mut Sequence]) -> Result<()> {
+        for value in crate::lower::writes(op) {
+            self.written(value);
+        }
+        let (stream, kernels) = (&self.stream, self.kernels());
+        match op {
+            // The step began with them.
+            Op::Embed { .. } => Ok(()),
+            Op::Bias { vector, to } => Ok(kernels.add_bias(stream, vectors.get(*vector)?, &self.get(*to)?)?),
+            Op::Rotate(rotate) => {
+                let (cos, sin) = &self.tables()?.angles[rotate.rope.0];
+                let x = self.get(rotate.value)?;
+                Ok(kernels.rope(stream, &x, rotate.heads, rotate.head_dim, cos, sin)?)
+            }
+            Op::Attend(attend) => self.attend(attend),
+            Op::Activate(a) => {
+                let up = a.up.map(|up| self.get(up)).transpose()?;
+                let (gate, to, encoding) = (self.get(a.gate)?, self.get(a.to)?, self.encoding(a.to));
+                Ok(kernels.activate(stream, function(a.kind), &gate, up.as_ref(), encoding, &to)?)
+            }
+            Op::Add { from, to } => Ok(kernels.add(stream, &self.get(*from)?, &self.get(*to)?)?),
+            Op::Zero { to } => Ok(stream.zero(&self.get(*to)?)?),
+            Op::Wanted { from, to } => {
+                let width = self.lowered.values[from.0].width;
+                let (from, to) = (self.get(*from)?, self.get(*to)?);
+                Ok(kernels.embed(stream, &from, Encoding::F32, width, &self.tables()?.wanted, &to)?)
+            }
+            Op::Scale { .. } | Op::Softcap { .. } | Op::Clamp { .. } | Op::Multiply { .. } => {
+                Err(Error::Internal("not there yet"))
+            }
+            Op::Norm(norm) => self.norm(norm, vectors),
+            Op::Linear(_) | Op::Route(_) | Op::AddShared { .. } | Op::Experts(_) => {
+                Err(Error::Internal("the decoder runs this operation itself"))
+            }
+        }
+    }
+
+    fn norm(&mut self, norm: &Norm, vectors: &Vectors<DeviceSlice>) -> Result<()> {
+        self.written(norm.to);
+        let weight = vectors.get(norm.weight)?;
+        if norm.kind != NormKind::Rms {
+            return Err(Error::Internal("not there yet"));
+        }
+        let from = self.get(norm.from)?;
+        if norm.from == norm.to {
+            return Ok(self.kernels().rms_norm_in_place(&self.stream, &from, weight, norm.eps)?);
+        }
+        let delta = norm.add.map(|add| self.get(add)).transpose()?;
+        let (to, encoding) = (self.get(norm.to)?, self.encoding(norm.to));
+        Ok(self.kernels().rms_norm(&self.stream, &from, delta.as_ref(), weight, norm.eps, encoding, &to)?)
     }
 
     fn linear(
         &mut self,
         tile: &Tile<'_>,
         held: &Held<'_, DeviceRegion>,
-        from: Activation,
-        to: Activation,
+        from: Value,
+        to: Value,
+        column: usize,
     ) -> Result<()> {
-        let multiply = || -> Result<()> {
-            let (memory, payload) =
-                held.memory().ok_or_else(|| Error::Request("a tile without memory".to_owned()))?;
+        let mut multiply = || -> Result<()> {
+            let (memory, payload) = held.memory().ok_or(Error::Internal("a tile without memory"))?;
             let bytes = memory.slice().slice(payload)?;
-            let weights = Matrix::new(&bytes, tile.encoding, tile.rows.len(), tile.cols)?;
-            let x = self.get(from, tile.encoding.operand())?;
-            let y = self.f32s(to)?;
-            let y = RowsMut::new(&y, tile.of, tile.rows.start)?;
+            let weights = Matrix::new(&bytes, tile.encoding, tile.rows, tile.cols)?;
+            let weights = weights.slice(tile.part.clone())?;
+            let x = self.operand(from, tile.encoding.operand())?;
+            self.written(to);
+            let y = self.get(to)?;
+            let y = RowsMut::new(&y, self.lowered.values[to.0].width, column)?;
             Ok(self.kernels().linear(&self.stream, &weights, &x, &y)?)
         };
         multiply().map_err(|error| Error::Tile { tile: (tile.name)(), source: Box::new(error) })
     }
 
-    fn add_bias(&mut self, bias: &DeviceSlice, to: Activation) -> Result<()> {
-        Ok(self.kernels().add_bias(&self.stream, bias, &self.f32s(to)?)?)
-    }
-
-    fn norm_heads(&mut self, heads: Activation, weight: &DeviceSlice, eps: f32) -> Result<()> {
-        Ok(self.kernels().rms_norm_in_place(&self.stream, &self.f32s(heads)?, weight, eps)?)
-    }
-
-    fn attention(
+    fn scores(
         &mut self,
-        layer: usize,
-        window: Option<usize>,
-        _sequences: &mut [&mut Sequence],
-        encoding: Encoding,
-    ) -> Result<()> {
-        let (a, stream, kernels) = (&self.architecture, &self.stream, self.kernels());
-        let tables = self.tables()?;
-        let (q, k, v) =
-            (self.f32s(Activation::Query)?, self.f32s(Activation::Key)?, self.f32s(Activation::Value)?);
-        kernels.rope(stream, &q, a.heads, a.head_dim, &tables.cos, &tables.sin)?;
-        kernels.rope(stream, &k, a.kv_heads, a.head_dim, &tables.cos, &tables.sin)?;
-        kernels.kv_write(stream, &k, &v, &tables.kv, &self.layout, layer)?;
-        let shape = AttentionShape {
-            heads: a.heads,
-            scale: a.attention_scale(),
-            window,
-            segments: &self.step.segments,
-        };
-        let out = self.get(Activation::Attended, encoding)?;
-        Ok(kernels.attention(
-            stream,
-            &q,
-            &tables.kv,
-            &self.layout,
-            layer,
-            &shape,
-            &self.scratch,
-            encoding,
-            &out,
-        )?)
-    }
-
-    fn shape_mlp(&mut self, rows: usize, width: usize) {
-        self.step.mlp = (rows, width);
-    }
-
-    fn scores(&mut self, router: &DeviceSlice, count: usize) -> Result<&[f32]> {
-        let router = Matrix::new(router, Encoding::F32, count, self.architecture.hidden_size)?;
+        route: &Route,
+        vector: VectorId,
+        count: usize,
+        vectors: &Vectors<DeviceSlice>,
+    ) -> Result<&[f32]> {
+        let cols = self.lowered.values[route.from.0].width;
+        let router = Matrix::new(vectors.get(vector)?, Encoding::F32, count, cols)?;
         let len = self.step.rows * count;
-        let scores = self.activations[Activation::Scores as usize].slice(0..4 * len)?;
-        let x = self.f32s(Activation::Normed)?;
+        let scores = self.buffers[self.lowered.values[route.scores.0].buffer].slice(0..4 * len)?;
+        let x = self.get(route.from)?;
         self.kernels().linear(&self.stream, &router, &x, &RowsMut::new(&scores, count, 0)?)?;
         self.scores.resize(len, 0.0);
         self.stream.download(&scores, bytemuck::cast_slice_mut(&mut self.scores))?;
@@ -358,51 +435,35 @@ impl Backend for CudaBackend {
         self.stream.upload(&self.packed, &self.routed.slice(0..self.packed.len())?)?;
         let parts = (self.routed.slice(0..rows.len())?, self.routed.slice(start..start + weights.len())?);
         self.step.routed = Some(parts);
-        Ok(self.stream.zero(&self.f32s(Activation::Projected)?)?)
+        Ok(())
     }
 
-    fn take_rows(&mut self, chosen: Range<usize>, encoding: Encoding) -> Result<()> {
+    fn choose(&mut self, rows: usize) {
+        self.step.chosen = rows;
+        // Chosen rows are others now.
+        self.held = self.held.filter(|(value, _)| self.lowered.values[value.0].rows != Rows::Chosen);
+    }
+
+    fn take_rows(&mut self, from: Value, to: Value, chosen: Range<usize>) -> Result<()> {
+        self.written(to);
         let (rows, _) = self.routed(chosen)?;
-        let (normed, routed) =
-            (self.get(Activation::Normed, encoding)?, self.get(Activation::Routed, encoding)?);
-        let width = self.architecture.hidden_size;
-        Ok(self.kernels().gather_rows(&self.stream, &normed, encoding, width, &rows, &routed)?)
+        let (placed, encoding) = (self.lowered.values[from.0], self.encoding(from));
+        let (from, to) = (self.get(from)?, self.get(to)?);
+        Ok(self.kernels().gather_rows(&self.stream, &from, encoding, placed.width, &rows, &to)?)
     }
 
-    fn add_expert(&mut self, chosen: Range<usize>) -> Result<()> {
+    fn add_routed(&mut self, from: Value, to: Value, chosen: Range<usize>) -> Result<()> {
         let (rows, weights) = self.routed(chosen)?;
-        let (expert, projected) = (self.f32s(Activation::Expert)?, self.f32s(Activation::Projected)?);
-        let width = self.architecture.hidden_size;
-        Ok(self.kernels().scatter_add(&self.stream, &expert, width, &rows, &weights, &projected)?)
-    }
-
-    fn swiglu(&mut self, encoding: Encoding) -> Result<()> {
-        let (gate, up) = (self.f32s(Activation::Gate)?, self.f32s(Activation::Up)?);
-        let activated = self.get(Activation::Activated, encoding)?;
-        Ok(self.kernels().swiglu(&self.stream, &gate, &up, encoding, &activated)?)
-    }
-
-    fn finish(&mut self, weight: &DeviceSlice, eps: f32, encoding: Encoding) -> Result<()> {
-        if self.step.wanted == 0 {
-            return Ok(());
-        }
-        let (hidden, projected) = (self.f32s(Activation::Hidden)?, self.f32s(Activation::Projected)?);
-        self.kernels().add(&self.stream, &projected, &hidden)?;
-        let wanted = self.tables()?.wanted.clone();
-        // From here on the step has only the rows that come to logits.
-        self.step.rows = self.step.wanted;
-        let gathered = self.f32s(Activation::Projected)?;
-        let width = self.architecture.hidden_size;
-        self.kernels().embed(&self.stream, &hidden, Encoding::F32, width, &wanted, &gathered)?;
-        let normed = self.get(Activation::Normed, encoding)?;
-        Ok(self.kernels().rms_norm(&self.stream, &gathered, None, weight, eps, encoding, &normed)?)
+        let width = self.lowered.values[from.0].width;
+        let (from, to) = (self.get(from)?, self.get(to)?);
+        Ok(self.kernels().scatter_add(&self.stream, &from, width, &rows, &weights, &to)?)
     }
 
     fn logits(&mut self) -> Result<&mut [f32]> {
-        let len = self.step.wanted * self.architecture.vocab_size;
+        let len = self.step.wanted * self.lowered.program.dims.vocab;
         self.logits.reserve_exact(len.saturating_sub(self.logits.len()));
         self.logits.resize(len, 0.0);
-        let logits = self.f32s(Activation::Logits)?;
+        let logits = self.get(self.lowered.program.logits)?;
         self.stream.download(&logits, bytemuck::cast_slice_mut(&mut self.logits))?;
         Ok(&mut self.logits)
     }

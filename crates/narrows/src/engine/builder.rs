@@ -10,7 +10,6 @@ use narrows_staging::{Arena, ArenaOptions, Budget, IoMode, Reader, ReaderOptions
 use narrows_stream::{FileSource, Options as StreamOptions, Speed, Stream, TileId, Trace, Upload};
 
 use super::{Context, Engine};
-use crate::architecture::Architecture;
 use crate::backend::{CpuBackend, CudaBackend};
 use crate::compute::Compute;
 use crate::decoder::Decoder;
@@ -20,8 +19,10 @@ use crate::generation_config::GenerationDefaults;
 use crate::made::MadeSource;
 use crate::measure;
 use crate::memory;
+use crate::lower::Lowered;
 use crate::model::Model;
 use crate::plan::{self, DevicePlan, DeviceSettings, Plan, Settings, Speeds, Workload};
+use crate::state;
 use crate::text::Text;
 use crate::weights::Weights;
 
@@ -189,7 +190,7 @@ impl EngineBuilder {
     }
 
     /// The workload that the settings come to.
-    fn planned_workload(&self, architecture: &Architecture) -> Workload {
+    fn planned_workload(&self, model: &Model) -> Workload {
         let w = self.workload;
         if self.sequences.is_none() && self.positions.is_none() {
             return w;
@@ -197,7 +198,7 @@ impl EngineBuilder {
         let sequences = self.sequences.unwrap_or(w.sequences).max(1);
         let each = self.positions.unwrap_or(w.positions / w.sequences.max(1));
         let positions = sequences.saturating_mul(each);
-        let step_rows = self.chunk_rows(architecture).min(positions);
+        let step_rows = self.chunk_rows(model).min(positions);
         Workload { sequences, positions, step_rows, wanted_rows: sequences.min(step_rows) }
     }
 
@@ -241,10 +242,10 @@ impl EngineBuilder {
         self
     }
 
-    /// Rows of a step that the settings come to for `architecture`.
+    /// Rows of a step that the settings come to for a model.
     #[must_use]
-    pub fn chunk_rows(&self, architecture: &Architecture) -> usize {
-        self.chunk.map_or_else(|| default_chunk(architecture), NonZeroUsize::get)
+    pub fn chunk_rows(&self, model: &Model) -> usize {
+        self.chunk.map_or_else(|| default_chunk(model), NonZeroUsize::get)
     }
 
     /// Decides from the headers alone where every weight will be, and predicts how long a pass will take.
@@ -255,7 +256,7 @@ impl EngineBuilder {
         let settings = Settings {
             device: self.device_settings()?,
             budget: self.ram.or(self.automatic).unwrap_or(Bytes(u64::MAX)),
-            workload: self.planned_workload(model.architecture()),
+            workload: self.planned_workload(model),
             kv_encoding: self.kv(),
             tokenizer: self.text_memory(model)?,
             slots: self.slots.map(NonZeroUsize::get),
@@ -363,19 +364,19 @@ impl EngineBuilder {
                 Compute::Cuda(Box::new(decoder))
             }
             _ => {
-                let a = model.architecture().clone();
-                let mut backend = CpuBackend::new(cpu, a.clone(), self.kv());
+                let lowered = Arc::new(Lowered::in_float(model.shared_program()));
+                let mut backend = CpuBackend::new(cpu, Arc::clone(&lowered), self.kv());
                 let weights = Weights::new(&model, Arc::clone(&plan.tiling), stream, &mut backend)?;
-                Compute::Cpu(Box::new(Decoder::new(a, weights, backend)))
+                Compute::Cpu(Box::new(Decoder::new(lowered, weights, backend)))
             }
         };
         Ok(Engine {
             kv_encoding: self.kv(),
             reading,
-            chunk: self.chunk_rows(model.architecture()).min(plan.workload.step_rows),
+            chunk: self.chunk_rows(&model).min(plan.workload.step_rows),
             wanted: plan.workload.wanted_rows,
             kv_budget: Budget::new(plan.kv),
-            position_bytes: model.architecture().kv_bytes(self.kv(), 1),
+            position_bytes: state::bytes(model.program(), self.kv(), 1),
             threads,
             model,
             defaults,
@@ -403,7 +404,7 @@ impl EngineBuilder {
         host: Host,
         options: StreamOptions,
     ) -> Result<(Decoder<CudaBackend>, [Reservation; 2])> {
-        let a = model.architecture().clone();
+        let lowered = Arc::new(Lowered::for_device(model.shared_program(), |id| model.operand(id)));
         let vram = Budget::new(on_device.budget);
         let context = vram.reserve("CUDA context", device.reserved_bytes())?;
         let page_tables = vram.reserve("page tables", on_device.page_tables)?;
@@ -415,7 +416,7 @@ impl EngineBuilder {
             device.clone(),
             compute.clone(),
             arena.clone(),
-            a.clone(),
+            Arc::clone(&lowered),
             (self.kv(), plan.kv),
             plan::limits(plan.workload),
         )?;
@@ -423,7 +424,7 @@ impl EngineBuilder {
         let upload = Upload::new(host.stream, &host.arena, Copier::new(device.raw())?);
         let stream = Stream::start_on_device(&on_device.stream, carve, upload, options)?;
         let weights = Weights::new(model, Arc::clone(&plan.tiling), stream, &mut backend)?;
-        Ok((Decoder::new(a, weights, backend), [context, page_tables]))
+        Ok((Decoder::new(lowered, weights, backend), [context, page_tables]))
     }
 
     /// Threads that compute on the CPU.
@@ -433,8 +434,8 @@ impl EngineBuilder {
         self.threads.unwrap_or_else(all).get()
     }
 
-    fn cpu(&self) -> Result<Cpu> {
-        Ok(Cpu::with_isa(self.thread_count(), self.isa.unwrap_or_else(Isa::best))?)
+    fn cpu(&self) -> Result<Arc<Cpu>> {
+        Ok(Arc::new(Cpu::with_isa(self.thread_count(), self.isa.unwrap_or_else(Isa::best))?))
     }
 }
 
@@ -446,7 +447,8 @@ struct Host {
 
 /// Rows of a step unless set otherwise: as many as 256 MiB of activations hold, with logits for each, up to
 /// 512. It depends on the model alone, so that results never depend on a budget.
-fn default_chunk(architecture: &Architecture) -> usize {
+fn default_chunk(model: &Model) -> usize {
     const ACTIVATION_BYTES: usize = 256 << 20;
-    (ACTIVATION_BYTES / CpuBackend::activation_bytes(architecture, 1, 1)).clamp(1, 512)
+    let lowered = Lowered::in_float(model.shared_program());
+    (ACTIVATION_BYTES / CpuBackend::activation_bytes(&lowered, 1, 1).max(1)).clamp(1, 512)
 }

@@ -8,12 +8,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use narrows_model::Program;
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::{Budget, Reservation};
 
 pub use self::builder::EngineBuilder;
 pub use self::feed::Feed;
-use crate::architecture::Architecture;
 use crate::compute::Compute;
 use crate::decoder::Segment;
 use crate::device::Device;
@@ -38,10 +38,10 @@ pub enum Context {
 impl Context {
     /// Positions that a sequence may have at most.
     #[must_use]
-    pub fn positions(self, architecture: &Architecture) -> usize {
+    pub fn positions(self, program: &Program) -> usize {
         match self {
             Self::Positions(n) => n,
-            Self::Auto => architecture.max_positions.unwrap_or(usize::MAX),
+            Self::Auto => program.dims.max_positions.unwrap_or(usize::MAX),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Engine {
     /// Positions that a sequence may have at most.
     #[must_use]
     pub fn max_positions(&self) -> usize {
-        self.context.positions(self.model.architecture())
+        self.context.positions(self.model.program())
     }
 
     /// Refuses what cannot be computed before any work is done.
@@ -217,7 +217,7 @@ impl Engine {
         if tokens.is_empty() {
             return Err(Error::Request("the prompt is empty: there is no token to start from".to_owned()));
         }
-        let vocab = self.model.architecture().vocab_size;
+        let vocab = self.model.program().dims.vocab;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request(format!("token id {token} is outside the vocabulary of {vocab}")));
         }
@@ -284,7 +284,7 @@ impl Engine {
         for input in inputs {
             self.check_prompt(input.tokens)?;
         }
-        let vocab = self.model.architecture().vocab_size;
+        let vocab = self.model.program().dims.vocab;
         let mut waiting = inputs.iter().enumerate();
         let mut active: VecDeque<(usize, &ScoreInput<'_>, Sequence)> = VecDeque::new();
         loop {

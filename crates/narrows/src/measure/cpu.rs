@@ -1,17 +1,21 @@
 //! The CPU that computes.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_model::{Op, Program};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::{Arena, ArenaOptions, Budget, Region};
 use narrows_stream::Speed;
 
 use super::{Piece, speed};
-use crate::architecture::Architecture;
+use crate::backend::{Backend as _, CpuBackend, Step, Vectors};
 use crate::error::Result;
+use crate::lower::Lowered;
 use crate::model::Model;
 use crate::plan::Plan;
+use crate::state;
 
 /// More than most caches hold.
 const BYTES: u64 = 512 << 20;
@@ -29,17 +33,16 @@ pub(super) fn speeds(
     plan: &Plan,
     pieces: &[Piece],
     kv: Encoding,
-    cpu: &Cpu,
+    cpu: &Arc<Cpu>,
 ) -> Result<(Speed, Speed)> {
-    let a = model.architecture();
-    let caches = Caches::new(a, plan, kv);
+    let caches = Caches::new(model.program(), plan, kv);
     let largest = pieces.iter().map(|piece| piece.bytes() as u64).max().unwrap_or(1);
     let of_a_pass: f64 = pieces.iter().map(|piece| piece.count * piece.bytes()).sum();
     let weights = BYTES.min(plan.budget.get() / 4).min(of_a_pass as u64).max(largest);
     let memory = memory(plan, Bytes(weights.max(caches.bytes() as u64)))?;
     let products = products(pieces, &memory.as_slice()[..weights as usize], cpu)?;
-    let compute = speed(of_a_pass, products + between(a, cpu)?);
-    let attention = caches.attend(a, memory.as_slice(), cpu)?;
+    let compute = speed(of_a_pass, products + between(model, cpu)?);
+    let attention = caches.attend(model.program(), memory.as_slice(), cpu)?;
     Ok((compute, attention.unwrap_or(compute)))
 }
 
@@ -70,24 +73,39 @@ fn products(pieces: &[Piece], weights: &[u8], cpu: &Cpu) -> Result<f64> {
 
 /// How long a pass of one row takes for what is neither a product with weights nor attention: sums, norms, rotation
 /// and activation. It is a fiftieth of a token of a small quantised model, and less of others.
-fn between(a: &Architecture, cpu: &Cpu) -> Result<f64> {
-    let (sum, mut hidden, mut normed) =
-        (vec![0.0; a.hidden_size], vec![1.0; a.hidden_size], vec![0.0; a.hidden_size]);
-    let (mut query, mut key) = (vec![1.0; a.q_size()], vec![1.0; a.kv_size()]);
+fn between(model: &Model, cpu: &Arc<Cpu>) -> Result<f64> {
+    let program = model.program();
+    let lowered = Arc::new(Lowered::in_float(model.shared_program()));
+    let mut backend = CpuBackend::new(Arc::clone(cpu), Arc::clone(&lowered), Encoding::F32);
     // Zeros stay zeros: what gets smaller with every layer would become subnormal, which takes longer.
-    let (mut gate, up) = (vec![0.0; a.widest_mlp()], vec![1.0; a.widest_mlp()]);
-    let (cos, sin) = (vec![1.0; a.head_dim / 2], vec![0.0; a.head_dim / 2]);
+    let vectors = program.vectors.iter().map(|vector| vec![0.0; program.vector_len(vector)]);
+    let vectors = Vectors(vectors.collect());
+    let angles = program.ropes.iter().map(|rope| (vec![1.0; rope.dims / 2], vec![0.0; rope.dims / 2]));
+    let step = Step {
+        rows: &[(0, 0)],
+        embeddings: &vec![0; 4 * program.dims.hidden],
+        encoding: Encoding::F32,
+        angles: &angles.collect::<Vec<_>>(),
+        wanted: &[0],
+    };
+    backend.begin(&step, &mut [])?;
+    backend.choose(1);
     let mut seconds = [0.0; ROUNDS];
     for seconds in &mut seconds {
         let start = Instant::now();
-        for _ in 0..a.layers {
-            for _ in 0..2 {
-                cpu.add(&sum, &mut hidden)?;
-                cpu.rms_norm(&hidden, &sum, a.norm_eps, &mut normed)?;
+        for op in lowered.layers.iter().flatten() {
+            match op {
+                Op::Linear(_) | Op::Attend(_) | Op::Route(_) | Op::AddShared { .. } => {}
+                Op::Experts(experts) => {
+                    let chosen = program.router(experts.layer).map_or(1, |route| route.per_token);
+                    for op in std::iter::repeat_n(&experts.body, chosen).flatten() {
+                        if !matches!(op, Op::Linear(_)) {
+                            backend.run(op, &vectors, &mut [])?;
+                        }
+                    }
+                }
+                op => backend.run(op, &vectors, &mut [])?,
             }
-            cpu.rope(&mut query, a.heads, a.head_dim, &cos, &sin)?;
-            cpu.rope(&mut key, a.kv_heads, a.head_dim, &cos, &sin)?;
-            cpu.swiglu(&mut gate, &up)?;
         }
         *seconds = start.elapsed().as_secs_f64();
     }
@@ -105,9 +123,10 @@ struct Caches {
 }
 
 impl Caches {
-    fn new(a: &Architecture, plan: &Plan, encoding: Encoding) -> Self {
+    fn new(program: &Program, plan: &Plan, encoding: Encoding) -> Self {
+        let (kv_heads, head_dim) = state::shape(program);
         let most = CACHE.min(plan.budget.get() as usize / 4) / 2;
-        let of_a_position = a.kv_heads * encoding.row_bytes(a.head_dim).unwrap_or(0);
+        let of_a_position = kv_heads * encoding.row_bytes(head_dim).unwrap_or(0);
         let positions = plan.workload.positions / plan.workload.sequences.max(1);
         let positions = positions.min(most / of_a_position.max(1));
         let len = positions * of_a_position;
@@ -120,12 +139,10 @@ impl Caches {
 
     /// Attends from a row to one layer's cache after the other: weights come between them in a pass, so each time
     /// to those that were not looked at for longest. `None` where there are no positions.
-    fn attend(&self, a: &Architecture, memory: &[u8], cpu: &Cpu) -> Result<Option<Speed>> {
+    fn attend(&self, program: &Program, memory: &[u8], cpu: &Cpu) -> Result<Option<Speed>> {
         let Self { encoding, positions, len, count } = *self;
-        if count == 0 {
-            return Ok(None);
-        }
-        let layers = a.layers.clamp(1, count);
+        let Some(a) = program.attentions().next().filter(|_| count > 0) else { return Ok(None) };
+        let layers = program.layers.len().clamp(1, count);
         let mut next = memory[..self.bytes()].chunks(2 * len).cycle();
         let width = a.heads * a.head_dim;
         let (q, mut out) = (vec![0.0; width], vec![0.0; width]);
@@ -137,7 +154,7 @@ impl Caches {
                 let (kv_heads, head_dim) = (a.kv_heads, a.head_dim);
                 let kv = KvView { encoding, keys, values, capacity: positions, kv_heads, head_dim };
                 let row = AttentionRow { kv, position: positions - 1, window: None };
-                cpu.attention(&q, &[row], a.heads, a.attention_scale(), &mut out)?;
+                cpu.attention(&q, &[row], a.heads, a.scale.into(), &mut out)?;
             }
             *seconds = start.elapsed().as_secs_f64();
         }

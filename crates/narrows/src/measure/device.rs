@@ -26,7 +26,7 @@ pub(super) fn speeds(
     on_device: &DevicePlan,
     device: &Device,
 ) -> Result<(Speed, Speed)> {
-    let cols = model.architecture().hidden_size;
+    let cols = model.program().dims.hidden;
     let shares = by_encoding(pieces);
     let row_of = |encoding: Encoding| encoding.row_bytes(cols).unwrap_or(cols).max(1);
     let row = shares.iter().map(|&(encoding, _)| row_of(encoding)).max().unwrap_or(cols);

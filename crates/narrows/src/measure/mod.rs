@@ -4,6 +4,8 @@ mod cpu;
 mod device;
 mod disk;
 
+use std::sync::Arc;
+
 use narrows_cpu::Cpu;
 use narrows_shard::Encoding;
 use narrows_staging::IoMode;
@@ -22,7 +24,7 @@ pub(crate) fn speeds(
     plan: &Plan,
     io: IoMode,
     kv: Encoding,
-    cpu: &Cpu,
+    cpu: &Arc<Cpu>,
     device: Option<&Device>,
     known: Option<Speed>,
 ) -> Result<Speeds> {

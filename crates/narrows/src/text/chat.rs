@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::template::{self, Input};
 use crate::error::{Error, Result};
-use crate::json::{self, Fields};
+use crate::json::{self, read_fields};
 
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl ChatTemplate {
             let source = String::from_utf8(bytes).map_err(|_| Error::invalid(&path, "not UTF-8"))?;
             return Ok(Some(Self::new(path, source, special_tokens)));
         }
-        let Some(config) = Fields::read_optional(&config_path)? else { return Ok(None) };
+        let Some(config) = read_fields(&config_path)? else { return Ok(None) };
         let source = match config.get("chat_template") {
             None => return Ok(None),
             Some(Value::String(source)) => Some(source.clone()),

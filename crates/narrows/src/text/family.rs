@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::tokenizer::Sidecars;
 use crate::error::Result;
-use crate::json::Fields;
+use crate::json::read_fields;
 
 /// What holds the tokens of a model directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,7 +244,7 @@ impl Family {
         let Some(facts) = facts else { return Ok(None) };
         let mut family = Self { facts, roles: None, is_raw: false };
         if matches!(facts.name, "baichuan" | "qwen") {
-            let asked = Fields::read_optional(&dir.join("generation_config.json"))?;
+            let asked = read_fields(&dir.join("generation_config.json"))?;
             let id = |key| u32::try_from(asked.as_ref()?.get(key)?.as_u64()?).ok();
             if facts.name == "baichuan" {
                 // The code takes them from there, and models that are not for chats have none.

@@ -2,7 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use narrows::{Synth, Weight};
+use narrows::Synth;
+use narrows::program::Role;
 use narrows_bench::kernels::{Loaded, Operation, Settings, Shape, run};
 use narrows_bench::pcie;
 
@@ -75,25 +76,25 @@ fn said(output: &Output, loaded: Loaded) -> Loaded {
 /// What the operations of a well-known model work on.
 fn shape(name: &str) -> Result<Shape> {
     let synth = Synth::new(name, Some(1))?;
-    let a = synth.architecture();
+    let program = synth.program();
+    let d = &program.dims;
     let mut matrices = Vec::new();
-    for spec in a.weights().filter(|spec| spec.weight != Weight::Embedding) {
-        // Routers have a handful of rows, in float32, and take no time.
+    for spec in program.weights.iter().filter(|spec| !matches!(spec.role, Role::Embedding | Role::Vector)) {
         if let [rows, cols] = spec.shape[..]
-            && a.experts.as_ref().is_none_or(|experts| rows != experts.count && rows != 1)
             && !matrices.contains(&[rows, cols])
         {
             matrices.push([rows, cols]);
         }
     }
+    let expert = program.weights.iter().find(|spec| spec.role == Role::Expert);
     Ok(Shape {
         matrices,
-        hidden: a.hidden_size,
-        intermediate: a.experts.as_ref().map_or(a.intermediate_size, |experts| experts.intermediate_size),
-        heads: a.heads,
-        kv_heads: a.kv_heads,
-        head_dim: a.head_dim,
-        vocabulary: a.vocab_size,
-        experts: a.experts.as_ref().map(|experts| (experts.count, experts.per_token)),
+        hidden: d.hidden,
+        intermediate: expert.map_or(d.intermediate, |spec| spec.shape[0]),
+        heads: d.heads,
+        kv_heads: d.kv_heads,
+        head_dim: d.head_dim,
+        vocabulary: d.vocab,
+        experts: program.routers().next().map(|route| (route.count, route.per_token)),
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use narrows::program::Role;
 use narrows::{Bytes, Context, Engine, Feed, Model, Quantisation, StreamStats, Workload};
 use narrows_bench::host::{self, Pages, Test as HostTest};
 use narrows_bench::io::Step;
@@ -159,11 +160,10 @@ impl One<'_> {
     fn run(&self, model: Model, session: &mut Session<'_>, step: &Step) -> Result<RunResult> {
         let Self { test, args, .. } = *self;
         let compute = self.compute();
-        let a = model.architecture();
-        let chunk = builder(&compute)?.chunk_rows(a);
+        let chunk = builder(&compute)?.chunk_rows(&model);
         let step_rows = test.prompt.max(test.depth).clamp(1, chunk);
         let workload = Workload::new(1, test.depth + test.tokens(), step_rows, 1);
-        let vocab = a.vocab_size;
+        let vocab = model.program().dims.vocab;
         // Any tokens will do: what they are costs nothing. The embeddings of few would stay in the disk's cache.
         let token = |i: usize| (i.wrapping_mul(7919) % vocab.max(1)) as u32;
         let tokens: Vec<u32> = (0..test.depth + test.tokens()).map(token).collect();
@@ -281,22 +281,22 @@ impl One<'_> {
 
 /// Elements of all weights but of an embedding table of its own.
 fn kept_parameters(model: &Model) -> u64 {
-    let tied = model.tensors().all(|(weight, ..)| weight != narrows::Weight::Head);
-    let kept = model.tensors().filter(|(weight, ..)| *weight != narrows::Weight::Embedding || tied);
-    kept.map(|(_, _, tensor)| tensor.shape.iter().product::<usize>() as u64).sum()
+    let tied = model.tensors().all(|(spec, _)| spec.role != Role::Head);
+    let kept = model.tensors().filter(|(spec, _)| spec.role != Role::Embedding || tied);
+    kept.map(|(_, tensor)| tensor.shape.iter().product::<usize>() as u64).sum()
 }
 
 /// Family, size and encodings, as llama-bench has them.
 fn model_type(model: &Model) -> String {
-    let matrices = model.tensors().filter(|(weight, _, tensor)| {
-        tensor.shape.len() == 2 && *weight != narrows::Weight::Embedding && *weight != narrows::Weight::Head
+    let matrices = model.tensors().filter(|(spec, tensor)| {
+        tensor.shape.len() == 2 && !matches!(spec.role, Role::Embedding | Role::Head)
     });
     let encodings: BTreeSet<_> =
-        matrices.filter_map(|(_, _, tensor)| tensor.encoding.map(|encoding| encoding.name())).collect();
+        matrices.filter_map(|(_, tensor)| tensor.encoding.map(|encoding| encoding.name())).collect();
     let encodings: Vec<_> = encodings.into_iter().collect();
     let size = match parameters(model) as f64 {
         n if n >= 1e9 => format!("{:.1}B", n / 1e9),
         n => format!("{:.1}M", n / 1e6),
     };
-    format!("{} {size} {}", model.architecture().family, encodings.join(" and "))
+    format!("{} {size} {}", model.program().dims.family, encodings.join(" and "))
 }

@@ -9,7 +9,7 @@ use tokenizers::AddedToken;
 
 use super::class::Class;
 use crate::error::{Error, Result};
-use crate::json::Fields;
+use crate::json::{Fields, read_fields};
 
 /// The special tokens that have a name everywhere, in the order in which transformers adds them.
 const NAMED: [&str; 7] =
@@ -63,10 +63,10 @@ pub(super) struct SpecialTokens {
 
 impl Sidecars {
     pub(in crate::text) fn read(dir: &Path) -> Result<Self> {
-        let config = Fields::read_optional(&dir.join("config.json"))?;
+        let config = read_fields(&dir.join("config.json"))?;
         let text = |fields: Option<&Fields>, key| Some(fields?.get(key)?.as_str()?.to_owned());
         let path = dir.join("tokenizer_config.json");
-        let settings = Fields::read_optional(&path)?;
+        let settings = read_fields(&path)?;
         let declared =
             text(settings.as_ref(), "tokenizer_class").or_else(|| text(config.as_ref(), "tokenizer_class"));
         let adds = |key| Some(is_true(settings.as_ref()?.get(key)?));
@@ -106,7 +106,7 @@ impl Sidecars {
             return Ok(());
         }
         let map = dir.join("special_tokens_map.json");
-        if let Some(map) = Fields::read_optional(&map)? {
+        if let Some(map) = read_fields(&map)? {
             for (key, value) in map.into_map() {
                 let value = match (key.as_str(), value) {
                     ("extra_special_tokens", Value::Array(more)) => {
@@ -130,7 +130,7 @@ impl Sidecars {
             self.own.splice(0..0, own);
         }
         let path = dir.join("added_tokens.json");
-        if let Some(added) = Fields::read_optional(&path)? {
+        if let Some(added) = read_fields(&path)? {
             let specials = self.texts_of_specials();
             for (content, id) in added.into_map() {
                 let id = id.as_u64().ok_or_else(|| Error::invalid(&path, "not an object of ids by token"))?;
