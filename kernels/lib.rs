@@ -8,6 +8,7 @@
 //! Activations are f32, except where they go into a matrix product: those are in the encoding of the matrix, so
 //! that tensor cores take both as they are, or in bf16 where the matrix is quantised.
 
+mod activate;
 mod add;
 mod argmax;
 mod attention;
@@ -24,7 +25,6 @@ mod rms_norm;
 mod roofline;
 mod rope;
 mod rows;
-mod activate;
 mod top_k;
 
 use narrows_shard::Encoding;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test may")]
 
+mod activate;
 mod add;
 mod architectures;
 mod argmax;
@@ -22,7 +23,6 @@ mod rms_norm;
 mod roofline;
 mod rope;
 mod rows;
-mod activate;
 mod top_k;
 
 use half::{bf16, f16};

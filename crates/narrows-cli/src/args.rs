@@ -350,6 +350,9 @@ pub(crate) struct Inspect {
     /// List every tensor.
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Print every operation that a pass computes.
+    #[arg(long)]
+    pub(crate) program: bool,
     /// Measure how far weights are from those of a checkpoint: for a quantised pack from its source, which is
     /// CHECKPOINT or, in a Hugging Face cache, the one it was packed from; for other models, how far q8 and nf4
     /// would be.

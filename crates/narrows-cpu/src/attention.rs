@@ -196,7 +196,8 @@ impl EncodedKernel for Attend<'_> {
                 }
                 let q = &self.q[(self.first + i) * self.width..][heads.clone()];
                 let out = self.out.row(self.first + i, heads.clone());
-                let how = Scores { slopes: self.scores.slopes.map(|all| &all[self.first_head..]), ..self.scores };
+                let how =
+                    Scores { slopes: self.scores.slopes.map(|all| &all[self.first_head..]), ..self.scores };
                 attend_block::<S, E>(simd, row, self.kv_head, block, q, how, &mut softmax[i], out);
             }
             begin += SCORES;

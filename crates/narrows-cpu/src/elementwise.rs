@@ -180,7 +180,13 @@ impl Cpu {
     ///
     /// # Errors
     /// As [`Cpu::layer_norm_in_place`].
-    pub fn rms_norm_pieces(&self, x: &mut [f32], piece: usize, weight: &[f32], eps: f32) -> Result<(), Error> {
+    pub fn rms_norm_pieces(
+        &self,
+        x: &mut [f32],
+        piece: usize,
+        weight: &[f32],
+        eps: f32,
+    ) -> Result<(), Error> {
         check_rows("the weights of a norm", weight.len(), piece)?;
         check_rows("the input of a norm", x.len(), weight.len())?;
         self.for_rows(x, weight.len(), 2, |_, x| {

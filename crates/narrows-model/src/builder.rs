@@ -6,8 +6,9 @@ use crate::config::{Facts, limit, refuse_unread};
 use crate::error::Result;
 use crate::fields::Fields;
 use crate::program::{
-    Activate, Activation, Attend, Dims, Experts, Linear, Make, Norm, NormKind, Op, Output, Part, Program, Role,
-    Rotate, Route, Rows, Slice, StateSpec, Value, ValueSpec, VectorId, VectorSpec, WeightId, WeightSpec,
+    Activate, Activation, Attend, Dims, Experts, Linear, Make, Norm, NormKind, Op, Output, Part, Program,
+    Role, Rotate, Route, Rows, Slice, StateSpec, Value, ValueSpec, VectorId, VectorSpec, WeightId,
+    WeightSpec,
 };
 use crate::program::{Groups, Normalise, RopeId, Scoring};
 use crate::rope::Rope;
@@ -233,8 +234,15 @@ impl<'c> Builder<'c> {
             skipped: Vec::new(),
         };
         let prefix = prefix.to_owned();
-        let mut builder =
-            Self { config, program, prefix, scope: String::new(), part: Part::Embedding, ops: Vec::new(), hidden };
+        let mut builder = Self {
+            config,
+            program,
+            prefix,
+            scope: String::new(),
+            part: Part::Embedding,
+            ops: Vec::new(),
+            hidden,
+        };
         let shape = vec![builder.dims().vocab, builder.dims().hidden];
         builder.weight(format!("{embedding}.weight"), shape, Role::Embedding);
         builder.ops.push(Op::Embed { to: hidden });
@@ -292,7 +300,14 @@ impl<'c> Builder<'c> {
 
     fn weight(&mut self, name: String, shape: Vec<usize>, role: Role) -> WeightId {
         let name = format!("{}{}{name}", self.prefix, self.scope);
-        self.program.weights.push(WeightSpec { name, shape, role, part: self.part, expert: None, within: None });
+        self.program.weights.push(WeightSpec {
+            name,
+            shape,
+            role,
+            part: self.part,
+            expert: None,
+            within: None,
+        });
         WeightId(self.program.weights.len() - 1)
     }
 
@@ -364,11 +379,26 @@ impl<'c> Builder<'c> {
         let shape = if own > 1 { vec![own, piece] } else { vec![piece] };
         let weight = self.vector(&format!("{name}.weight"), shape.clone(), make);
         let bias = norm.bias.then(|| self.vector(&format!("{name}.bias"), shape, Make::Plain));
-        self.push(Op::Norm(Norm { kind: norm.kind, add: None, from, to, heads, eps: norm.eps, weight, bias }));
+        self.push(Op::Norm(Norm {
+            kind: norm.kind,
+            add: None,
+            from,
+            to,
+            heads,
+            eps: norm.eps,
+            weight,
+            bias,
+        }));
     }
 
     /// Norms each head, whose weights are tensors of their own.
-    pub(crate) fn norm_by_tensors(&mut self, value: Value, heads: usize, norm: NormAs, name: impl Fn(usize) -> String) {
+    pub(crate) fn norm_by_tensors(
+        &mut self,
+        value: Value,
+        heads: usize,
+        norm: NormAs,
+        name: impl Fn(usize) -> String,
+    ) {
         let piece = self.width(value) / heads.max(1);
         let weights = (0..heads).map(|head| (self.weight(name(head), vec![piece], Role::Vector), 0..piece));
         let parts: Vec<_> = weights.collect();
@@ -449,9 +479,7 @@ impl<'c> Builder<'c> {
                 }
                 values
             }
-            Qkv::Fused(name) => {
-                self.split(&format!("{at}.{name}"), parts, from, Role::Attention, a.qkv_bias)
-            }
+            Qkv::Fused(name) => self.split(&format!("{at}.{name}"), parts, from, Role::Attention, a.qkv_bias),
             Qkv::Grouped(name) => {
                 let values = parts.map(|(what, width)| self.value(what, width, Rows::Step));
                 let widths = [q / a.kv_heads, a.head_dim, a.head_dim];
@@ -653,7 +681,9 @@ impl<'c> Builder<'c> {
     fn expert_name(&self, m: &Mixture, expert: usize, which: usize) -> String {
         let at = format!("{}{}", self.prefix, self.scope);
         match m.names {
-            Names::Each { before, projections } => format!("{at}{before}{expert}.{}.weight", projections[which]),
+            Names::Each { before, projections } => {
+                format!("{at}{before}{expert}.{}.weight", projections[which])
+            }
             Names::Together { gate_up, down } => {
                 format!("{at}{}.{expert}.weight", if which == 0 { gate_up } else { down })
             }

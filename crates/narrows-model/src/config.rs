@@ -151,10 +151,8 @@ impl Facts {
             false => size(config, keys.kv_heads, defaults.kv_heads.unwrap_or(heads), limit::HEADS)?,
         };
         if heads % kv_heads != 0 {
-            return Err(config.invalid(
-                keys.kv_heads,
-                &format!("{kv_heads} does not divide the {heads} attention heads"),
-            ));
+            return Err(config
+                .invalid(keys.kv_heads, &format!("{kv_heads} does not divide the {heads} attention heads")));
         }
         let head_dim = match defaults.head_dim.filter(|_| !config.is_null(keys.head_dim)) {
             Some(default) => size(config, keys.head_dim, default, limit::HEAD_DIM)?,
@@ -377,7 +375,12 @@ fn neutral(name: &str, value: &Value) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.iter().all(|value| neutral(name, value)),
         Value::Object(map) => map.is_empty(),
-        Value::String(text) => matches!(text.as_str(), "" | "NaN" | "Infinity" | "-Infinity"),
+        Value::String(text) => match name {
+            // Layers that are all alike.
+            "layer_types" => text == "full_attention",
+            "mlp_layer_types" => text == "dense",
+            _ => matches!(text.as_str(), "" | "NaN" | "Infinity" | "-Infinity"),
+        },
         Value::Number(n) => {
             let one = name.contains("multiplier")
                 || name.contains("scal")

@@ -175,7 +175,12 @@ impl Fields {
     /// Keys whose values were not asked for, with those of objects that were opened.
     #[must_use]
     pub fn unread(&self) -> Vec<(String, Value)> {
-        fn walk(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, out: &mut Vec<(String, Value)>) {
+        fn walk(
+            map: &Map<String, Value>,
+            prefix: &str,
+            read: &BTreeSet<String>,
+            out: &mut Vec<(String, Value)>,
+        ) {
             for (key, value) in map {
                 let name = format!("{prefix}{key}");
                 let inside = format!("{name}.");

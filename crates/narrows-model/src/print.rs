@@ -3,7 +3,7 @@
 use std::fmt::{Display, Formatter, Result, Write as _};
 
 use crate::program::{
-    Activation, Experts, Make, Normalise, NormKind, Op, Program, Scoring, Value, VectorId, WeightId,
+    Activation, Experts, Make, NormKind, Normalise, Op, Program, Scoring, Value, VectorId, WeightId,
 };
 use crate::rope::Pairing;
 
@@ -22,7 +22,11 @@ impl Display for Program {
         )?;
         for (index, rope) in self.ropes.iter().enumerate() {
             let pairs = if rope.pairing == Pairing::Neighbours { " of neighbours" } else { "" };
-            writeln!(f, "rope {index}: theta {}, {} elements{pairs}, {:?}", rope.theta, rope.dims, rope.scaling)?;
+            writeln!(
+                f,
+                "rope {index}: theta {}, {} elements{pairs}, {:?}",
+                rope.theta, rope.dims, rope.scaling
+            )?;
         }
         let list = |f: &mut Formatter<'_>, ops: &[Op]| -> Result {
             for op in ops {
@@ -206,5 +210,4 @@ impl Program {
     pub fn parameters(&self) -> u64 {
         self.weights.iter().map(|spec| spec.len() as u64).sum()
     }
-
 }

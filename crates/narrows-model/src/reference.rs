@@ -27,7 +27,8 @@ pub fn logits(program: &Program, weights: &dyn Fn(WeightId) -> Vec<f64>, tokens:
     let hidden = program.dims.hidden;
     for op in program.ops_by_layer() {
         if let Op::Embed { to } = op {
-            let rows = tokens.iter().flat_map(|token| table[*token as usize * hidden..][..hidden].iter().copied());
+            let rows =
+                tokens.iter().flat_map(|token| table[*token as usize * hidden..][..hidden].iter().copied());
             run.values[to.0] = rows.collect();
         } else {
             run.op(op);
@@ -239,7 +240,9 @@ impl Run<'_> {
             }
         }
         self.shared = match route.shared_gate {
-            Some(gate) => scores(self, gate).into_iter().map(|x| activation(Activation::Sigmoid, x)).collect(),
+            Some(gate) => {
+                scores(self, gate).into_iter().map(|x| activation(Activation::Sigmoid, x)).collect()
+            }
             None => Vec::new(),
         };
     }

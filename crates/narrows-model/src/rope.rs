@@ -167,9 +167,7 @@ impl Rope {
         let nested = fields.keys().find(|key| key.ends_with("_attention")).map(str::to_owned);
         let fields = match (nested, kind) {
             (None, _) => fields,
-            (Some(_), Some(kind)) => {
-                fields.object(kind)?.ok_or_else(|| fields.invalid(kind, "missing"))?
-            }
+            (Some(_), Some(kind)) => fields.object(kind)?.ok_or_else(|| fields.invalid(kind, "missing"))?,
             (Some(nested), None) => {
                 return Err(fields.unsupported(&nested, "(a rotary embedding per kind of layer)"));
             }
@@ -177,9 +175,21 @@ impl Rope {
         let dims = rotated(&fields, fields.f64("partial_rotary_factor")?)?;
         // Three streams of positions, which are one in a text; and what only some ways of stretching ask for.
         for key in [
-            "mrope_section", "mrope_interleaved", "type", "rope_type", "finetuned", "factor", "truncate",
-            "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
-            "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+            "mrope_section",
+            "mrope_interleaved",
+            "type",
+            "rope_type",
+            "finetuned",
+            "factor",
+            "truncate",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "low_freq_factor",
+            "high_freq_factor",
         ] {
             fields.note(key);
         }
@@ -244,7 +254,9 @@ impl Rope {
                     let factors: Option<Vec<_>> = factors.collect();
                     match factors.filter(|factors| factors.len() == dims / 2) {
                         Some(factors) if factors.iter().all(|factor| *factor > 0.0) => Ok(factors),
-                        _ => Err(fields.invalid(key, &format!("not a list of {} positive numbers", dims / 2))),
+                        _ => {
+                            Err(fields.invalid(key, &format!("not a list of {} positive numbers", dims / 2)))
+                        }
                     }
                 };
                 let stretch = match fields.f64("factor")? {

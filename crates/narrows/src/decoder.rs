@@ -90,7 +90,8 @@ impl<B: Backend> Decoder<B> {
         let mut sequences: Vec<_> = segments.iter_mut().map(|segment| &mut *segment.sequence).collect();
         backend.begin(&step, &mut sequences)?;
 
-        let mut run = Run { lowered, pass: weights.pass(), backend, rows: &t.rows, routing: Routing::default() };
+        let mut run =
+            Run { lowered, pass: weights.pass(), backend, rows: &t.rows, routing: Routing::default() };
         run.all(&lowered.prologue, None, &mut sequences).map_err(|error| run.pass.named(error))?;
         for (layer, ops) in lowered.layers.iter().enumerate() {
             if let Some(hook) = layer_hook {

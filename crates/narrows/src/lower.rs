@@ -217,7 +217,12 @@ pub(crate) fn writes(op: &Op) -> Vec<Value> {
 }
 
 /// Gives each value a buffer for as long as it is needed.
-fn place(program: &Program, prologue: &[Op], layers: &[Vec<Op>], epilogue: &[Op]) -> (Vec<usize>, Vec<Buffer>) {
+fn place(
+    program: &Program,
+    prologue: &[Op],
+    layers: &[Vec<Op>],
+    epilogue: &[Op],
+) -> (Vec<usize>, Vec<Buffer>) {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; program.values.len()];
     let mut time = 0;
     let mut touch = |value: Value, at: usize| {

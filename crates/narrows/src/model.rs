@@ -303,9 +303,8 @@ impl Model {
         let of_layer = |op: &Op| {
             let Op::Experts(experts) = op else { return 0 };
             let weights = experts.first.0..experts.first.0 + experts.count * experts.each;
-            let bytes: u64 = weights
-                .filter_map(|id| Some(self.weight(WeightId(id)).ok()?.tensor.bytes().get()))
-                .sum();
+            let bytes: u64 =
+                weights.filter_map(|id| Some(self.weight(WeightId(id)).ok()?.tensor.bytes().get())).sum();
             let chosen = self.program.router(experts.layer).map_or(1, |route| route.per_token) as u64;
             if sequences == 1 {
                 return bytes / experts.count as u64 * chosen;

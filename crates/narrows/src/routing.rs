@@ -54,7 +54,9 @@ impl Routing {
 /// The experts of a row and their weights.
 fn best(scores: &[f32], route: &Route, correction: Option<&[f32]>) -> Vec<(usize, f32)> {
     let (probabilities, sum) = match route.scoring {
-        Scoring::Sigmoid => (scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect::<Vec<_>>(), 1.0),
+        Scoring::Sigmoid => {
+            (scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect::<Vec<_>>(), 1.0)
+        }
         _ => {
             let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let powers: Vec<_> = scores.iter().map(|score| (score - largest).exp()).collect();
@@ -64,7 +66,9 @@ fn best(scores: &[f32], route: &Route, correction: Option<&[f32]>) -> Vec<(usize
     };
     // Softmax is divided where it is used: the order of powers is that of probabilities.
     let mut order: Vec<(usize, f32)> = match correction {
-        Some(correction) => probabilities.iter().zip(correction).map(|(p, c)| p / sum + c).enumerate().collect(),
+        Some(correction) => {
+            probabilities.iter().zip(correction).map(|(p, c)| p / sum + c).enumerate().collect()
+        }
         None => probabilities.iter().copied().enumerate().collect(),
     };
     if let Some(groups) = route.groups {
@@ -102,7 +106,8 @@ fn sparse_mixer(scores: &[f32], jitter: f32, per_token: usize) -> Vec<(usize, f3
     let mut left: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
     let mut chosen = Vec::with_capacity(per_token);
     for _ in 0..per_token {
-        let Some(&(expert, largest)) = left.iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))) else {
+        let Some(&(expert, largest)) = left.iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))
+        else {
             break;
         };
         // How far below the greatest a score is, beside the greater of both sizes. Those out of the contest were in the

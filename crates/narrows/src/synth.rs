@@ -62,7 +62,8 @@ impl Synth {
             let known: Vec<_> = Self::names().collect();
             return Err(Error::Request(format!("no shape is called {name} (known: {})", known.join(", "))));
         };
-        let mut config: Value = serde_json::from_str(text).map_err(|_| Error::Internal("a shape is no JSON"))?;
+        let mut config: Value =
+            serde_json::from_str(text).map_err(|_| Error::Internal("a shape is no JSON"))?;
         if let Some(layers) = layers {
             config["num_hidden_layers"] = layers.into();
         }
@@ -163,7 +164,8 @@ mod tests {
     #[test]
     fn weights_are_centred_and_of_the_right_size() {
         let synth = Synth::new("llama-1.1b", Some(1)).unwrap();
-        let spec = synth.program().weights.iter().find(|spec| spec.name.ends_with("k_proj.weight")).unwrap().clone();
+        let spec =
+            synth.program().weights.iter().find(|spec| spec.name.ends_with("k_proj.weight")).unwrap().clone();
         let bytes = Synth::weights(&spec, 7);
         let values: Vec<f32> = bytes
             .as_chunks::<2>()

@@ -76,8 +76,10 @@ impl Tiling {
                         experts[op.layer].push(group);
                         for weight in 0..op.each {
                             let id = WeightId(op.first.0 + expert * op.each + weight);
-                            matrices[id.0] =
-                                model.weight(id).ok().and_then(|located| add(located, Access::Demanded(group)));
+                            matrices[id.0] = model
+                                .weight(id)
+                                .ok()
+                                .and_then(|located| add(located, Access::Demanded(group)));
                         }
                     }
                 }

@@ -41,7 +41,8 @@ impl<B: Backend> Weights<B> {
         backend: &mut B,
     ) -> Result<Self> {
         let program = model.program();
-        let mut loading = Loading { model, reader: model.reader()?, open: None, cpu: Cpu::new(1)?, bytes_read: 0 };
+        let mut loading =
+            Loading { model, reader: model.reader()?, open: None, cpu: Cpu::new(1)?, bytes_read: 0 };
         let on_host: Vec<_> = program.routers().filter_map(|route| route.correction).collect();
         let mut vectors = Vec::with_capacity(program.vectors.len());
         let mut host_vectors = Vec::new();

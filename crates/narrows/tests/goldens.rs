@@ -4,7 +4,9 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use narrows::{Bytes, Encoding, Engine, EngineBuilder, Model, Prompt, Quantisation, Request, ScoreInput, Workload};
+use narrows::{
+    Bytes, Encoding, Engine, EngineBuilder, Model, Prompt, Quantisation, Request, ScoreInput, Workload,
+};
 use safetensors::SafeTensors;
 
 /// Largest difference of a logit from transformers in float32.

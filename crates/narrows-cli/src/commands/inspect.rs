@@ -41,6 +41,9 @@ pub(super) struct Report<'a> {
     /// Absent where positions are not scaled.
     rope_scaling: Option<ScalingReport>,
     tensors: Option<Vec<TensorReport<'a>>>,
+    /// The operations of a pass, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<deviation::Report>,
 }
@@ -142,7 +145,7 @@ struct TensorReport<'a> {
 
 pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
     let model = Model::open(locate(&args.model)?)?;
-    let mut report = report(&model, args.tensors)?;
+    let mut report = report(&model, args)?;
     if let Some(source) = &args.error {
         let source = source.as_deref().map(locate).transpose()?;
         report.error = Some(deviation::measure(output, &model, source.as_deref())?);
@@ -150,7 +153,7 @@ pub(crate) fn inspect(output: &Output, args: &Inspect) -> Result<()> {
     if output.json { write_json(&report) } else { write(&table(&report)) }
 }
 
-fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
+fn report<'a>(model: &'a Model, args: &Inspect) -> Result<Report<'a>> {
     let program = model.program();
     let d = &program.dims;
     let mut layer_bytes = vec![0; program.layers.len()];
@@ -199,7 +202,8 @@ fn report(model: &Model, with_tensors: bool) -> Result<Report<'_>> {
         sliding_windows: program.attentions().map(|attention| attention.window).collect(),
         rope_theta: program.ropes.first().map(|rope| rope.theta),
         rope_scaling: program.ropes.iter().find_map(|rope| ScalingReport::of(&rope.scaling)),
-        tensors: with_tensors.then_some(tensors),
+        tensors: args.tensors.then_some(tensors),
+        program: args.program.then(|| program.to_string()),
         error: None,
     })
 }
@@ -235,6 +239,10 @@ fn table(r: &Report<'_>) -> String {
         line("rope", format!("theta {theta}{scaling}"));
     }
     line("context", r.max_positions.map_or_else(|| "any length".to_owned(), |n| format!("{n} positions")));
+    if let Some(program) = &r.program {
+        t += "\n";
+        t += program;
+    }
     if let Some(tensors) = &r.tensors {
         for tensor in tensors {
             let _ = writeln!(

@@ -285,7 +285,12 @@ pub(crate) fn run(output: &Output, args: &Run) -> Result<()> {
     }
     let builder = builder(&args.compute)?;
     let new = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
-    let workload = Workload::generate(&lengths, new, builder.chunk_rows(&model), args.compute.ctx.positions(model.program()));
+    let workload = Workload::generate(
+        &lengths,
+        new,
+        builder.chunk_rows(&model),
+        args.compute.ctx.positions(model.program()),
+    );
     let tokens = requests.iter().map(|request| request.max_new_tokens).sum();
     let mut engine = start(output, &args.compute, model, workload, text, tokens)?;
     generate(output, args, &mut engine, &requests, notes)

@@ -99,8 +99,7 @@ pub(super) fn phi(config: &Fields, prefix: &str) -> Result<Program> {
         bias: true,
     };
     let (mut b, rope) = facts.begin(config, prefix)?;
-    let block =
-        Block { before: [Some("input_layernorm"), None], parallel: true, ..Block::pre_norm(norm) };
+    let block = Block { before: [Some("input_layernorm"), None], parallel: true, ..Block::pre_norm(norm) };
     for _ in 0..b.dims().layers {
         let mut attention = b.attention_facts(rope);
         (attention.qkv_bias, attention.out_bias, attention.out) = (true, true, "dense");

@@ -138,8 +138,14 @@ pub(super) fn seed_oss(config: &Fields, prefix: &str) -> Result<Program> {
 /// An MLP without a gate.
 pub(super) fn arcee(config: &Fields, prefix: &str) -> Result<Program> {
     Facts::only_activation(config, &["relu2"])?;
-    let defaults =
-        Defaults { hidden: 2560, intermediate: 18_432, positions: 4096, eps: 1e-5, eos: &[128_001], ..Defaults::LLAMA };
+    let defaults = Defaults {
+        hidden: 2560,
+        intermediate: 18_432,
+        positions: 4096,
+        eps: 1e-5,
+        eos: &[128_001],
+        ..Defaults::LLAMA
+    };
     let facts = Facts::read(config, "arcee", &defaults)?;
     let bias = switch(config, "attention_bias", false)?;
     let mlp = Mlp {

@@ -1,7 +1,7 @@
 //! Families with experts, and what they share.
 
 use super::block::{Block, Feed};
-use super::llama::{MISTRAL, all_layers, ERNIE, hunyuan_norm};
+use super::llama::{ERNIE, MISTRAL, all_layers, hunyuan_norm};
 use super::norms::every_but;
 use crate::builder::{Attention, Builder, Correction, Head, Mixture, Mlp, Names, NormAs, QkNorm};
 use crate::config::{Defaults, Facts, SILU, cap, factor, limit, size, sliding, switch, window, windows};
@@ -36,9 +36,7 @@ impl Mixture {
 pub(super) fn count(config: &Fields, default: usize) -> Result<usize> {
     const KEYS: [&str; 2] = ["num_local_experts", "num_experts"];
     match (config.usize(KEYS[0])?, config.usize(KEYS[1])?) {
-        (Some(a), Some(b)) if a != b => {
-            Err(config.invalid(KEYS[1], &format!("{b}, but {} is {a}", KEYS[0])))
-        }
+        (Some(a), Some(b)) if a != b => Err(config.invalid(KEYS[1], &format!("{b}, but {} is {a}", KEYS[0]))),
         (one, other) => Ok(one.or(other).unwrap_or(default)),
     }
 }
@@ -220,7 +218,8 @@ pub(super) fn dots1(config: &Fields, prefix: &str) -> Result<Program> {
 
 pub(super) fn exaone_moe(config: &Fields, prefix: &str) -> Result<Program> {
     Facts::only_activation(config, &SILU)?;
-    let defaults = Defaults { vocab: 102_400, intermediate: 16_384, eps: 1e-5, eos: &[53], ..Defaults::LLAMA };
+    let defaults =
+        Defaults { vocab: 102_400, intermediate: 16_384, eps: 1e-5, eos: &[53], ..Defaults::LLAMA };
     let facts = Facts::read(config, "exaone_moe", &defaults)?;
     let of = V3 {
         count: ("num_experts", 64),
@@ -367,7 +366,9 @@ pub(super) fn afmoe(config: &Fields, prefix: &str) -> Result<Program> {
     let windows = windows(config, &slides, window(config, Some(1024))?)?;
     let bias = switch(config, "attention_bias", false)?;
     let scaled = switch(config, "mup_enabled", false)?;
-    for key in ["score_func", "route_norm", "n_group", "topk_group", "num_limited_groups", "num_expert_groups"] {
+    for key in
+        ["score_func", "route_norm", "n_group", "topk_group", "num_limited_groups", "num_expert_groups"]
+    {
         match config.get(key).map(ToString::to_string).as_deref() {
             None | Some("1" | "true" | "\"sigmoid\"") => {}
             Some(other) => return Err(config.unsupported(key, other)),
@@ -410,8 +411,7 @@ pub(super) fn ernie4_5_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let per_token = size(config, "moe_k", 6, limit::HIDDEN)?;
     let width = size(config, "moe_intermediate_size", 1536, limit::INTERMEDIATE)?;
     let shared = config.usize("moe_num_shared_experts")?.unwrap_or(2);
-    let correction =
-        Correction { name: "mlp.moe_statics.e_score_correction_bias", two_dimensional: true };
+    let correction = Correction { name: "mlp.moe_statics.e_score_correction_bias", two_dimensional: true };
     let mixture = Mixture {
         correction: Some(correction),
         normalise: Normalise::SumAtLeast(factor(config, "moe_norm_min", 1e-12)?),

@@ -80,8 +80,7 @@ pub(super) fn every_but(config: &Fields, layers: usize, default: usize) -> Resul
 /// Norms behind each half; full layers have no rotary embedding where others slide.
 pub(super) fn exaone4(config: &Fields, prefix: &str) -> Result<Program> {
     Facts::only_activation(config, &SILU)?;
-    let defaults =
-        Defaults { vocab: 102_400, intermediate: 16_384, eps: 1e-5, ..Defaults::LLAMA };
+    let defaults = Defaults { vocab: 102_400, intermediate: 16_384, eps: 1e-5, ..Defaults::LLAMA };
     let facts = Facts::read(config, "exaone4", &defaults)?;
     let (layers, rms) = (facts.dims.layers, NormAs::rms(facts.dims.eps));
     let window = window(config, Some(4096))?;
@@ -376,11 +375,7 @@ fn commands(
     let bias = switch(config, "attention_bias", false)?;
     let head = Head { scale: factor(config, "logit_scale", 0.0625)?, ..Head::llama(norm) };
     let (mut b, rope) = facts.begin(config, prefix)?;
-    let block = Block {
-        before: [Some("input_layernorm"), None],
-        parallel: true,
-        ..Block::pre_norm(norm)
-    };
+    let block = Block { before: [Some("input_layernorm"), None], parallel: true, ..Block::pre_norm(norm) };
     let mlp = Mlp { up: Up::Gated("gate_proj", "up_proj"), ..Mlp::swiglu(b.dims().intermediate, false) };
     for (layer, window) in windows.into_iter().enumerate() {
         let mut attention = b.attention_facts(rope);

@@ -56,7 +56,11 @@ fn switched(config: &Fields) -> Result<Option<usize>> {
 }
 
 /// By layer, the window: of layers that `layer_types` names, or of those that `slides` of a layer and `max_window_layers`.
-fn by_layer(config: &Fields, layers: usize, slides: impl Fn(usize, usize) -> bool) -> Result<Vec<Option<usize>>> {
+fn by_layer(
+    config: &Fields,
+    layers: usize,
+    slides: impl Fn(usize, usize) -> bool,
+) -> Result<Vec<Option<usize>>> {
     let window = switched(config)?;
     let pattern = || {
         let limit = config.usize("max_window_layers")?.unwrap_or(28);
@@ -79,7 +83,8 @@ pub(super) fn qwen2(config: &Fields, prefix: &str) -> Result<Program> {
     let facts = Facts::read(config, "qwen2", &QWEN)?;
     let windows = by_layer(config, facts.dims.layers, |layer, limit| layer >= limit)?;
     let (b, rope) = facts.begin(config, prefix)?;
-    let with = Qwen { qkv_bias: true, o_bias: false, qk_norm: false, windows: &windows, mixture: None, sparse: &[] };
+    let with =
+        Qwen { qkv_bias: true, o_bias: false, qk_norm: false, windows: &windows, mixture: None, sparse: &[] };
     layers(b, rope, &with)
 }
 
@@ -90,7 +95,8 @@ pub(super) fn qwen3(config: &Fields, prefix: &str) -> Result<Program> {
     let windows = by_layer(config, facts.dims.layers, |layer, limit| layer >= limit)?;
     let bias = switch(config, "attention_bias", false)?;
     let (b, rope) = facts.begin(config, prefix)?;
-    let with = Qwen { qkv_bias: bias, o_bias: bias, qk_norm: true, windows: &windows, mixture: None, sparse: &[] };
+    let with =
+        Qwen { qkv_bias: bias, o_bias: bias, qk_norm: true, windows: &windows, mixture: None, sparse: &[] };
     layers(b, rope, &with)
 }
 
@@ -138,7 +144,14 @@ pub(super) fn qwen2_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let sparse = sparse(config, facts.dims.layers, mixture.count)?;
     let qkv_bias = switch(config, "qkv_bias", true)?;
     let (b, rope) = facts.begin(config, prefix)?;
-    let with = Qwen { qkv_bias, o_bias: false, qk_norm: false, windows: &windows, mixture: Some(&mixture), sparse: &sparse };
+    let with = Qwen {
+        qkv_bias,
+        o_bias: false,
+        qk_norm: false,
+        windows: &windows,
+        mixture: Some(&mixture),
+        sparse: &sparse,
+    };
     layers(b, rope, &with)
 }
 
@@ -150,7 +163,13 @@ pub(super) fn qwen3_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let sparse = sparse(config, facts.dims.layers, mixture.count)?;
     let bias = switch(config, "attention_bias", false)?;
     let (b, rope) = facts.begin(config, prefix)?;
-    let with =
-        Qwen { qkv_bias: bias, o_bias: bias, qk_norm: true, windows: &windows, mixture: Some(&mixture), sparse: &sparse };
+    let with = Qwen {
+        qkv_bias: bias,
+        o_bias: bias,
+        qk_norm: true,
+        windows: &windows,
+        mixture: Some(&mixture),
+        sparse: &sparse,
+    };
     layers(b, rope, &with)
 }

@@ -47,8 +47,12 @@ pub(super) fn chatglm(config: &Fields, prefix: &str) -> Result<Program> {
     }
     // The first cancels itself, the others are how the code computes what is computed here in float32.
     for key in [
-        "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "fp32_residual_connection", "vocab_size",
-        "multi_query_group_num", "interleaved_qkv",
+        "apply_query_key_layer_scaling",
+        "attention_softmax_in_fp32",
+        "fp32_residual_connection",
+        "vocab_size",
+        "multi_query_group_num",
+        "interleaved_qkv",
     ] {
         config.note(key);
     }
@@ -57,11 +61,8 @@ pub(super) fn chatglm(config: &Fields, prefix: &str) -> Result<Program> {
     let rms = NormAs::rms(facts.dims.eps);
     let (mut b, rope) = facts.begin_with(config, prefix, "transformer.embedding.word_embeddings", None)?;
     b.skip(&["transformer.rotary_pos_emb."]);
-    let block = Block {
-        layers: "transformer.encoder.layers",
-        at: ["self_attention", "mlp"],
-        ..Block::pre_norm(rms)
-    };
+    let block =
+        Block { layers: "transformer.encoder.layers", at: ["self_attention", "mlp"], ..Block::pre_norm(rms) };
     let mlp = Mlp {
         up: Up::Fused("dense_h_to_4h"),
         down: "dense_4h_to_h",

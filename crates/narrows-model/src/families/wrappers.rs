@@ -19,12 +19,22 @@ const WRAPPERS: [Wrapper; 6] = [
     Wrapper {
         model_type: "gemma3",
         texts: &["gemma3_text"],
-        skipped: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."],
+        skipped: &[
+            "vision_tower.",
+            "multi_modal_projector.",
+            "model.vision_tower.",
+            "model.multi_modal_projector.",
+        ],
     },
     Wrapper {
         model_type: "mistral3",
         texts: &["mistral", "ministral3"],
-        skipped: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."],
+        skipped: &[
+            "vision_tower.",
+            "multi_modal_projector.",
+            "model.vision_tower.",
+            "model.multi_modal_projector.",
+        ],
     },
     Wrapper { model_type: "qwen2_vl", texts: &["qwen2"], skipped: &["visual.", "model.visual."] },
     Wrapper { model_type: "qwen2_5_vl", texts: &["qwen2"], skipped: &["visual.", "model.visual."] },
@@ -45,8 +55,17 @@ impl Wrapper {
         let text = config.object("text_config")?.unwrap_or_else(|| config.clone());
         let text = text.with_outer(config, &["tie_word_embeddings"], &["vocab_size", "eos_token_id"]);
         let family = self.family(&text)?;
-        for key in ["vision_config", "audio_config", "projector_hidden_act", "vision_feature_layer", "spatial_merge_size",
-            "multimodal_projector_bias", "mm_tokens_per_image", "text_config", "rope_scaling"] {
+        for key in [
+            "vision_config",
+            "audio_config",
+            "projector_hidden_act",
+            "vision_feature_layer",
+            "spatial_merge_size",
+            "multimodal_projector_bias",
+            "mm_tokens_per_image",
+            "text_config",
+            "rope_scaling",
+        ] {
             config.note(key);
         }
         let mut program = (family.program)(&text, "")?;
@@ -67,7 +86,10 @@ impl Wrapper {
         };
         let family = FAMILIES.iter().find(|family| Some(family.model_type) == name);
         family.ok_or_else(|| {
-            text.unsupported("model_type", &format!("\"{}\" in {}", named.unwrap_or_default(), self.model_type))
+            text.unsupported(
+                "model_type",
+                &format!("\"{}\" in {}", named.unwrap_or_default(), self.model_type),
+            )
         })
     }
 }

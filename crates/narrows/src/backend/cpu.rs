@@ -158,7 +158,9 @@ impl Backend for CpuBackend {
                 table.copy_from_slice(values);
             }
         }
-        self.with(Value(0), |backend, hidden| Ok(backend.cpu.decode(step.encoding, step.embeddings, hidden)?))
+        self.with(Value(0), |backend, hidden| {
+            Ok(backend.cpu.decode(step.encoding, step.embeddings, hidden)?)
+        })
     }
 
     fn run(&mut self, op: &Op, vectors: &Vectors<Vec<f32>>, sequences: &mut [&mut Sequence]) -> Result<()> {
@@ -186,7 +188,9 @@ impl Backend for CpuBackend {
                 let up = a.up.map(|up| backend.get(up));
                 Ok(backend.cpu.activate(function(a.kind), backend.get(a.gate), up, to)?)
             }),
-            Op::Add { from, to } => self.with(*to, |backend, to| Ok(backend.cpu.add(backend.get(*from), to)?)),
+            Op::Add { from, to } => {
+                self.with(*to, |backend, to| Ok(backend.cpu.add(backend.get(*from), to)?))
+            }
             Op::Zero { to } => {
                 self.get_mut(*to).fill(0.0);
                 Ok(())

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use narrows_kernels::{Activation, AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
-use narrows_model::{Attend, Norm, NormKind, Op, Program, Route, Rows, Value, VectorId};
+use narrows_model::{Attend, Norm, NormKind, Op, Pairing, Program, Route, Rows, Value, VectorId};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
     DEVICE_ALIGNMENT, DeviceArena, DevicePool, DeviceRegion, DeviceSlice, Pooled, Stream,
@@ -109,6 +109,27 @@ const fn function(kind: narrows_model::Activation) -> Activation {
     }
 }
 
+/// Refuses a program with operations that no kernel computes.
+fn refuse_unsupported(program: &Program) -> Result<()> {
+    let supported = |op: &Op| match op {
+        Op::Norm(norm) => {
+            let width = program.values[norm.from.0].width / norm.heads.max(1);
+            norm.kind == NormKind::Rms && program.vector_len(&program.vectors[norm.weight.0]) == width
+        }
+        Op::Rotate(rotate) => {
+            let rope = &program.ropes[rotate.rope.0];
+            rope.dims == rotate.head_dim && rope.pairing == Pairing::Halves
+        }
+        Op::Attend(attend) => attend.softcap.is_none() && !attend.alibi,
+        Op::Scale { .. } | Op::Softcap { .. } | Op::Clamp { .. } | Op::Multiply { .. } => false,
+        _ => true,
+    };
+    match program.ops().all(supported) {
+        true => Ok(()),
+        false => Err(Error::Request(format!("no CUDA kernels for models of {}", program.dims.family))),
+    }
+}
+
 /// Bytes of the widest operand that a product takes in another encoding than it is made in.
 fn operand_bytes(lowered: &Lowered, limits: Limits) -> usize {
     4 * lowered.cast * limits.rows.max(limits.wanted)
@@ -129,9 +150,8 @@ impl CudaBackend {
     }
 
     fn scratch_bytes(program: &Program, limits: Limits) -> usize {
-        let bytes = |a: &Attend| {
-            Kernels::attention_scratch_bytes(limits.rows, a.heads, a.head_dim, limits.longest)
-        };
+        let bytes =
+            |a: &Attend| Kernels::attention_scratch_bytes(limits.rows, a.heads, a.head_dim, limits.longest);
         program.attentions().map(bytes).max().unwrap_or(0)
     }
 
@@ -150,6 +170,7 @@ impl CudaBackend {
         limits: Limits,
     ) -> Result<Self> {
         let program = &lowered.program;
+        refuse_unsupported(program)?;
         let (kv_encoding, kv_bytes) = kv;
         let kv = DevicePool::new("KV caches", arena.carve(DevicePool::rounded(kv_bytes.get() as usize))?);
         let (kv_heads, head_dim) = state::shape(program);
@@ -332,7 +353,12 @@ impl Backend for CudaBackend {
         Ok(self.kernels().embed(&self.stream, table, step.encoding, width, ids, &hidden)?)
     }
 
-    fn run(&mut self, op: &Op, vectors: &Vectors<DeviceSlice>, _sequences: &mut [&mut Sequence]) -> Result<()> {
+    fn run(
+        &mut self,
+        op: &Op,
+        vectors: &Vectors<DeviceSlice>,
+        _sequences: &mut [&mut Sequence],
+    ) -> Result<()> {
         for value in crate::lower::writes(op) {
             self.written(value);
         }
@@ -340,7 +366,9 @@ impl Backend for CudaBackend {
         match op {
             // The step began with them.
             Op::Embed { .. } => Ok(()),
-            Op::Bias { vector, to } => Ok(kernels.add_bias(stream, vectors.get(*vector)?, &self.get(*to)?)?),
+            Op::Bias { vector, to } => {
+                Ok(kernels.add_bias(stream, vectors.get(*vector)?, &self.get(*to)?)?)
+            }
             Op::Rotate(rotate) => {
                 let (cos, sin) = &self.tables()?.angles[rotate.rope.0];
                 let x = self.get(rotate.value)?;
