@@ -185,7 +185,10 @@ mod tests {
     #[test]
     fn pieces_are_the_whole() {
         let spec = WeightSpec {
-            weight: crate::architecture::Weight::Head,
+            role: narrows_model::Role::Head,
+            part: narrows_model::Part::Head,
+            expert: None,
+            within: None,
             name: "x.weight".into(),
             shape: vec![1500, 2049],
         };

@@ -47,18 +47,18 @@ impl Block {
     /// Writes the next layer.
     pub(super) fn write(&self, b: &mut Builder<'_>, attention: &Attention, feed: Feed<'_>) -> Result<()> {
         b.layer(self.layers);
-        let x = self.into_half(b, 0, b.hidden());
+        let x = self.operand_of(b, 0, b.hidden());
         let a = b.attention(self.at[0], x, attention);
-        self.out_of_half(b, 0, a);
+        self.result_of(b, 0, a);
         if !self.parallel {
             b.add(a);
         }
-        let x = self.into_half(b, 1, if self.parallel { x } else { b.hidden() });
+        let x = self.operand_of(b, 1, if self.parallel { x } else { b.hidden() });
         let m = match feed {
             Feed::Mlp(mlp) => b.mlp(self.at[1], x, mlp),
             Feed::Experts(mixture) => b.experts(x, mixture)?,
         };
-        self.out_of_half(b, 1, m);
+        self.result_of(b, 1, m);
         if self.parallel {
             b.add(a);
         }
@@ -66,11 +66,11 @@ impl Block {
         Ok(())
     }
 
-    fn into_half(&self, b: &mut Builder<'_>, half: usize, otherwise: Value) -> Value {
+    fn operand_of(&self, b: &mut Builder<'_>, half: usize, otherwise: Value) -> Value {
         self.before[half].map_or(otherwise, |name| b.norm(name, self.norm))
     }
 
-    fn out_of_half(&self, b: &mut Builder<'_>, half: usize, value: Value) {
+    fn result_of(&self, b: &mut Builder<'_>, half: usize, value: Value) {
         if let Some(name) = self.after[half] {
             b.norm_in_place(value, name, self.norm);
         }
