@@ -260,14 +260,14 @@ fn malformed_models_are_errors() {
         (pieces(&[(b"<none>", 0.0, UNKNOWN)]), "two unknown pieces"),
         (pieces(&[(b"<0xZZ>", 0.0, BYTE)]), "257 pieces of bytes"),
         (field(2, numbers(35, 0)), "no fallback"),
-        (field(2, numbers(3, 3)), "models of words"),
-        (field(2, numbers(3, 4)), "models of characters"),
+        (field(2, numbers(3, 3)), "a SentencePiece model of words is not supported"),
+        (field(2, numbers(3, 4)), "a SentencePiece model of characters is not supported"),
         (field(2, numbers(3, 99)), "model type 99"),
         (field(2, surface), "256 bytes"),
         (field(3, charsmap(&[1, 2])), "precompiled_charsmap is too short"),
         (field(3, charsmap(&[0xff; 8])), "for a trie of 4294967295"),
         (field(3, charsmap(&[4, 0, 0, 0, 0, 0, 0, 0, 0xff])), "not UTF-8"),
-        (field(5, charsmap(&[4, 0, 0, 0])), "denormalizer"),
+        (field(5, charsmap(&[4, 0, 0, 0])), "a denormalizer is not supported"),
         (controls, "70002 control pieces"),
     ];
     for (damage, why) in cases {
@@ -275,7 +275,8 @@ fn malformed_models_are_errors() {
             let mut model = protobuf::model(model_type, []);
             damage(&mut model);
             let error = refused(&[("tokenizer.model", &model)]);
-            let both = error.contains("tokenizer.model: not a SentencePiece model: ") && error.contains(why);
+            let kind = if why.contains("supported") { "" } else { "not a SentencePiece model: " };
+            let both = error.contains(&format!("tokenizer.model: {kind}")) && error.contains(why);
             assert!(both, "{why}: {error}");
         }
     }
@@ -306,8 +307,18 @@ fn malformed_tables_are_errors() {
         let both = error.contains("tokenizer.model: not a tiktoken table: ") && error.contains(why);
         assert!(both, "{why}: {error}");
     }
-    let unknown = refused(&[("tokenizer.model", whole.as_bytes())]);
-    assert!(unknown.contains("is known of ChatGLM (GLM-4), Qwen and Kimi only"), "{unknown}");
+    for name in ["tokenizer.model", "tiktoken.model", "qwen.tiktoken"] {
+        let unknown = refused(&[(name, whole.as_bytes())]);
+        assert!(
+            unknown.contains(name) && unknown.contains("a tiktoken table of another family"),
+            "{unknown}"
+        );
+    }
+    // Token ids can do without.
+    let dir = directory("ranks.tiktoken", "tokenizer.model", &[]);
+    assert!(Text::stop_tokens_of(dir.path()).unwrap().is_empty());
+    std::fs::write(dir.path().join("tokenizer.model"), "IQ== 0").unwrap();
+    assert!(Text::stop_tokens_of(dir.path()).is_err());
 }
 
 #[test]

@@ -130,13 +130,18 @@ impl Text {
     }
 
     /// [`Text::stop_tokens`] of a model directory, for which no tokenizer is made of a tokenizer.json; none where there is
-    /// no tokenizer.
+    /// no tokenizer, or none that is supported.
     ///
     /// # Errors
     /// A file is malformed.
     pub fn stop_tokens_of(dir: &Path) -> Result<Vec<u32>> {
         match Outline::stop_tokens(dir)? {
-            None if TableFile::find(dir)?.is_some() => Ok(Self::read(dir)?.stop_tokens()),
+            None if TableFile::find(dir)?.is_some() => match Self::read(dir) {
+                Ok(text) => Ok(text.stop_tokens()),
+                // Token ids can do without.
+                Err(Error::Unsupported { .. }) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            },
             stops => Ok(stops.unwrap_or_default()),
         }
     }

@@ -31,6 +31,11 @@ const MAX_FILE: Bytes = Bytes::mib(64);
 /// The files that hold a table, in the order in which they are looked for.
 const NAMES: [&str; 3] = ["tokenizer.model", "qwen.tiktoken", "tiktoken.model"];
 
+/// Why a table is no tokenizer here, although there is nothing wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unsupported(pub(super) &'static str);
+
 /// Bytes that special tokens of a file take at most, with what any tokenizer takes.
 pub(super) const fn specials_memory(count: usize, bytes: usize) -> usize {
     (1 << 20) + 600 * count + 60 * bytes
@@ -53,7 +58,9 @@ impl TableFile {
         for name in NAMES {
             let path = dir.join(name);
             if let Some(bytes) = json::read_within(&path, MAX_FILE)? {
-                let format = if ranks::is_table(&bytes) { Format::Ranks } else { Format::SentencePiece };
+                // The one name stands for both.
+                let is_ranks = name != NAMES[0] || ranks::is_table(&bytes);
+                let format = if is_ranks { Format::Ranks } else { Format::SentencePiece };
                 return Ok(Some(Self { path, bytes, format }));
             }
         }
@@ -73,6 +80,9 @@ impl TableFile {
     }
 
     fn invalid(&self, why: &Failed) -> Error {
+        if let Some(Unsupported(what)) = why.downcast_ref() {
+            return Error::unsupported(&self.path, *what);
+        }
         Error::invalid(&self.path, format!("not a {}: {why}", self.what()))
     }
 
@@ -91,7 +101,7 @@ impl TableFile {
     /// Makes the tokenizer of the model directory that this is the table of.
     ///
     /// # Errors
-    /// A file is malformed, or the table is of a family whose code is not known.
+    /// A file is malformed; [`Error::Unsupported`] where it is of a kind, or of a family, that is not known.
     pub(in crate::text) fn tokenizer(self, dir: &Path) -> Result<Tokenizer> {
         let sidecars = Sidecars::read(dir)?;
         let family = Family::of(&sidecars, self.format, dir)?;
@@ -100,6 +110,10 @@ impl TableFile {
             .map_err(|e| self.invalid(&e))?;
         let unigram = matches!(&table, model::Table::Pieces(model) if model.is_unigram());
         let made = guarded(|| make(table, &sidecars, family.as_ref())).and_then(|made| made);
+        let made = match made {
+            Err(why) if why.is::<Unsupported>() => return Err(self.invalid(&why)),
+            made => made,
+        };
         let (inner, specials) = made.map_err(|e| Error::invalid(&self.path, format!("no tokenizer: {e}")))?;
         Ok(Tokenizer::new(self.path, inner, &specials, &sidecars, !unigram, family))
     }
@@ -156,8 +170,8 @@ fn make(
         (model::Table::Pieces(model), _) => PreTokenizer::pieces(Arc::clone(model), spaces.first_only),
         (model::Table::Ranks(_), family) => {
             let cut = family.and_then(Family::cut);
-            let why = "how its text is cut before is known of ChatGLM (GLM-4), Qwen and Kimi only";
-            PreTokenizer::cut(cut.ok_or(why)?)?
+            let why = "a tiktoken table of another family than ChatGLM (GLM-4), Qwen and Kimi";
+            PreTokenizer::cut(cut.ok_or(Unsupported(why))?)?
         }
     };
     let adds_bos = match &table {

@@ -182,15 +182,15 @@ impl File {
             2 => Ok(file.trainer.merge(inside)?),
             3 => Ok(file.normalizing.merge(inside)?),
             5 if Normalizing::decode(inside)?.precompiled_charsmap.is_some_and(|map| !map.is_empty()) => {
-                Err("a denormalizer is not supported".into())
+                Err(table::Unsupported("a SentencePiece model with a denormalizer").into())
             }
             _ => Ok(()),
         })?;
         file.cutting = match file.trainer.model_type.unwrap_or(1) {
             1 => Cutting::Unigram,
             2 => Cutting::BytePairs,
-            3 => return Err("models of words are not supported".into()),
-            4 => return Err("models of characters are not supported".into()),
+            3 => return Err(table::Unsupported("a SentencePiece model of words").into()),
+            4 => return Err(table::Unsupported("a SentencePiece model of characters").into()),
             other => return Err(format!("model type {other} is not known").into()),
         };
         let mut unknown = (0..).zip(&file.kinds).filter(|(_, kind)| **kind == Kind::Unknown);
