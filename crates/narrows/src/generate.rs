@@ -246,6 +246,10 @@ struct Running<'t> {
     prompt_len: usize,
     /// Tokens not yet computed: the rest of the prompt, or the token just chosen.
     pending: Vec<u32>,
+    /// Lengths beyond which keys of all positions are turned otherwise.
+    switches_at: Vec<usize>,
+    /// The prompt, where there are such lengths.
+    prompt: Vec<u32>,
     in_prompt: bool,
     sampler: Sampler,
     stream: Option<TextStream<'t>>,
@@ -325,8 +329,12 @@ impl Engine {
         if let Some(sequence) = &mut sequence {
             sequence.announce(prompt.len());
         }
+        let switches_at: Vec<_> =
+            self.model().program().ropes.iter().filter_map(narrows_model::Rope::switches_at).collect();
         Ok(Running {
             pending: prompt[sequence.as_ref().map_or(0, Sequence::len)..].to_vec(),
+            prompt: if switches_at.is_empty() { Vec::new() } else { prompt.to_vec() },
+            switches_at,
             in_prompt: true,
             prompt_len: prompt.len(),
             sequence,
@@ -486,9 +494,22 @@ impl Running<'_> {
             Some(Finish::Context)
         } else {
             self.pending.push(token);
+            self.begin_again();
             None
         };
         Ok(text)
+    }
+
+    /// Where the next position makes the sequence longer than its keys were turned for, all is computed once more.
+    fn begin_again(&mut self) {
+        let Some(sequence) = &mut self.sequence else { return };
+        let (len, all) = (sequence.len(), self.prompt_len + self.tokens.len());
+        let before = sequence.rope_length(len.saturating_sub(1));
+        if self.switches_at.iter().any(|at| before <= *at && len + 1 > *at) && len + 1 == all {
+            sequence.truncate(0);
+            sequence.announce(all);
+            self.pending = self.prompt.iter().chain(&self.tokens).copied().collect();
+        }
     }
 
     /// The text that was held back, once nothing can follow it.

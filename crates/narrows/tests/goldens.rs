@@ -293,3 +293,23 @@ fn every_program_is_what_it_was() {
         }
     }
 }
+
+/// Beyond a length keys of all positions are turned otherwise: a text that grows across it goes on as one that is computed
+/// anew for every token.
+#[test]
+fn a_text_across_the_lengths_of_longrope() {
+    let program = Model::open(data("phi3-longrope")).unwrap();
+    let trained = program.program().ropes[0].switches_at().unwrap();
+    let ids = golden("phi3-longrope").ids;
+    let prompt: Vec<u32> = ids.concat().into_iter().cycle().take(trained - 3).collect();
+    let mut engine = engine(&data("phi3-longrope"), Engine::builder());
+    let grown = greedy(&mut engine, std::slice::from_ref(&prompt), 9).remove(0);
+    let mut anew = prompt.clone();
+    for _ in 0..9 {
+        let logits = logits_alone(&mut engine, &anew);
+        let last = &logits[logits.len() - logits.len() / anew.len()..];
+        let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b]).then(b.cmp(a))).unwrap();
+        anew.push(best as u32);
+    }
+    assert_eq!(grown, anew[prompt.len()..]);
+}
