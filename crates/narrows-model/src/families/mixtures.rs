@@ -430,7 +430,7 @@ pub(super) fn ernie4_5_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let (rms, mlp) = (NormAs::rms(facts.dims.eps), Mlp::swiglu(facts.dims.intermediate, bias));
     let (mut b, rope) = facts.begin(config, prefix)?;
     b.skip(&["model.mtp_"]);
-    layers(b, rope, &Block::pre_norm(rms), &Head::llama(rms), &mlp, |layer, a| {
+    layers(b, rope, &Block::pre_norm(rms), &Head { bias, ..Head::llama(rms) }, &mlp, |layer, a| {
         (a.qkv_bias, a.out_bias) = (bias, bias);
         let sparse = (first..=last).contains(&layer) && (layer + 1).is_multiple_of(interval);
         sparse.then_some(mixture.clone())
