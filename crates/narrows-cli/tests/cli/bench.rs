@@ -163,7 +163,7 @@ fn copies_to_a_device() {
         ran.out
     );
     on(&["--size", "1G"]).refused(2, "1.0 GiB");
-    on(&["--size", "4K", "--file", "no-such-file"]).refused(9, "no-such-file");
+    on(&["--size", "4K", "--file", "no-such-file"]).refused(2, "no-such-file");
     for flags in [
         ["--testcase", "all"],
         ["--memory", "core"],
@@ -286,7 +286,7 @@ fn pictures_of_results() {
     fs::write(at("other.json"), "{\"schema_version\":99}").unwrap();
     fs::write(at("text.json"), "no results").unwrap();
     report(&["io.json", "-o", "report.png"]).refused(2, ".svg");
-    report(&["none.json", "-o", "report.svg"]).refused(9, "none.json");
+    report(&["none.json", "-o", "report.svg"]).refused(2, "none.json");
     report(&["other.json", "-o", "report.svg"]).refused(2, "99");
     report(&["text.json", "-o", "report.svg"]).refused(2, "text.json");
     run(args!["bench", "report", at("io.json"), "-o", dir.path().join("no/such.svg")])
@@ -319,7 +319,7 @@ fn every_format_says_the_same() {
 #[test]
 fn what_cannot_be_read() {
     let dir = folder();
-    io(Path::new("no-such-path"), &[]).refused(9, "no-such-path");
+    io(Path::new("no-such-path"), &[]).refused(2, "no-such-path");
     let small = dir.path().join("small.bin");
     fs::write(&small, vec![7; 10_000]).unwrap();
     let ran = io(&small, &["--bs", "4K,16K", "--ioengine", "buffered"]);
