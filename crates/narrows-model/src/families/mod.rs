@@ -80,6 +80,7 @@ const FAMILIES: &[Family] = &[
     family("smollm3", &["SmolLM3ForCausalLM"], llama::smollm3),
     family("stablelm", &["StableLmForCausalLM", "StableLMEpochForCausalLM"], fused::stablelm),
     family("starcoder2", &["Starcoder2ForCausalLM"], fused::starcoder2),
+    family("vaultgemma", &["VaultGemmaForCausalLM"], norms::vaultgemma),
 ];
 
 /// Model types of all families.

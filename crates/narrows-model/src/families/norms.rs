@@ -145,15 +145,24 @@ pub(super) fn gemma(config: &Fields, prefix: &str) -> Result<Program> {
 }
 
 pub(super) fn gemma2(config: &Fields, prefix: &str) -> Result<Program> {
+    gemma2_with(config, prefix, "gemma2", &FOUR)
+}
+
+/// Gemma 2 without the norms behind each half.
+pub(super) fn vaultgemma(config: &Fields, prefix: &str) -> Result<Program> {
+    gemma2_with(config, prefix, "vaultgemma", &Block { after: [None, None], ..FOUR })
+}
+
+fn gemma2_with(config: &Fields, prefix: &str, family: &'static str, block: &Block) -> Result<Program> {
     let defaults =
         Defaults { hidden: 2304, intermediate: 9216, layers: 26, heads: 8, kv_heads: Some(4), ..GEMMA };
     any_gelu(config)?;
-    let facts = Facts::read(config, "gemma2", &defaults)?;
+    let facts = Facts::read(config, family, &defaults)?;
     let slides = sliding(config, facts.dims.layers, || {
         Ok((0..facts.dims.layers).map(|layer| layer.is_multiple_of(2)).collect())
     })?;
     let local = facts.rope(config, None)?;
-    four_norms(config, prefix, facts, (&slides, local), [Some(50.0), Some(30.0)], false)
+    four_norms(config, prefix, facts, (&slides, local), [Some(50.0), Some(30.0)], (block, false))
 }
 
 pub(super) fn gemma3(config: &Fields, prefix: &str) -> Result<Program> {
@@ -178,7 +187,7 @@ pub(super) fn gemma3(config: &Fields, prefix: &str) -> Result<Program> {
         false => Rope::plain(theta, facts.dims.head_dim, Pairing::Halves)
             .ok_or_else(|| config.invalid("rope_local_base_freq", "no base of a rotary embedding"))?,
     };
-    four_norms(config, prefix, facts, (&slides, local), [None, None], true)
+    four_norms(config, prefix, facts, (&slides, local), [None, None], (&FOUR, true))
 }
 
 /// Gemma 2 and 3: four norms a layer, windows with a rotary embedding of their own, caps.
@@ -188,7 +197,7 @@ fn four_norms(
     facts: Facts,
     (slides, local): (&[bool], Rope),
     caps: [Option<f64>; 2],
-    qk_norm: bool,
+    (block, qk_norm): (&Block, bool),
 ) -> Result<Program> {
     let rms = NormAs::rms(facts.dims.eps).plus_one();
     let windows = windows(config, slides, window(config, Some(4096))?)?;
@@ -200,7 +209,7 @@ fn four_norms(
     let local = b.rope(local);
     b.scale_hidden((b.dims().hidden as f32).sqrt());
     let mlp = Mlp { width: b.dims().intermediate, ..GEMMA_MLP };
-    let block = Block { norm: rms, ..FOUR };
+    let block = Block { norm: rms, ..*block };
     for (slides, window) in slides.iter().zip(windows) {
         let rope = if *slides { local } else { rope };
         let mut attention = b.attention_facts(rope);
