@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use narrows_model::{Program, Role};
+use narrows_model::{Program, Role, Slice};
 use narrows_shard::WeightFiles;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Of `conversion_mapping.py` of transformers: what Mixtral calls a mixture, and what all families do by now.
 const MIXTURES: [&str; 2] = [".block_sparse_moe.", ".mlp."];
@@ -41,10 +41,12 @@ pub(crate) fn adopt(program: &Program, files: &mut WeightFiles) -> Result<()> {
             let whole = std::iter::once(slice.name.clone())
                 .chain(other_names(&slice.name))
                 .find(|name| files.get(name).is_some_and(|tensor| tensor.shape == slice.shape));
-            if let Some(whole) = whole {
-                let part = (slice.start, spec.name.clone(), spec.shape.clone());
-                together.entry(whole).or_default().push(part);
-            }
+            let Some(whole) = whole else {
+                refuse_transposed(files, slice)?;
+                continue;
+            };
+            let part = (slice.start, spec.name.clone(), spec.shape.clone());
+            together.entry(whole).or_default().push(part);
         }
     }
     for (whole, mut parts) in together {
@@ -52,6 +54,20 @@ pub(crate) fn adopt(program: &Program, files: &mut WeightFiles) -> Result<()> {
         files.divide(&whole, parts.into_iter().map(|(_, name, shape)| (name, shape)).collect())?;
     }
     Ok(())
+}
+
+/// Refuses experts that are stored with inputs as rows, by their name, rather than to miss them by another.
+fn refuse_transposed(files: &WeightFiles, slice: &Slice) -> Result<()> {
+    let transposed = [slice.shape[0], slice.shape[2], slice.shape[1]];
+    let names = std::iter::once(slice.name.clone()).chain(other_names(&slice.name));
+    let found = names.filter_map(|name| files.get(&name).map(|tensor| (name, tensor)));
+    match found.into_iter().find(|(_, tensor)| tensor.shape == transposed) {
+        Some((name, tensor)) => Err(Error::unsupported(
+            &files.files()[tensor.file].path,
+            format!("tensor {name} of shape {:?}, experts with their inputs as rows,", tensor.shape),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// What else a checkpoint may call the weight `name`.
