@@ -24,6 +24,11 @@ pub struct AttentionShape<'a> {
     pub heads: usize,
     /// What scores are multiplied with, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// `cap * tanh(score / cap)`, behind the factor.
+    pub softcap: Option<f32>,
+    /// f32 `[heads]`: what a score loses for each position between query and key, behind the cap (ALiBi, Press et al.
+    /// 2022, arXiv:2108.12409).
+    pub slopes: Option<&'a DeviceSlice>,
     /// How many positions a row sees, itself included; all up to its own where there is no window.
     pub window: Option<usize>,
     /// The rows of the step, all of them in order.
@@ -44,7 +49,8 @@ struct AttentionDecodeParams {
     window: u32,
     splits: u32,
     scale: f32,
-    reserved: u32,
+    cap: f32,
+    slopes: u64,
 }
 // SAFETY: `repr(C)` without padding, the twin of the struct in attention_decode.cuh.
 unsafe impl Params for AttentionDecodeParams {}
@@ -95,7 +101,8 @@ struct AttentionPlainParams {
     window: u32,
     out_encoding: u32,
     scale: f32,
-    reserved: u32,
+    cap: f32,
+    slopes: u64,
 }
 // SAFETY: `repr(C)` without padding, the twin of the struct in attention_plain.cu.
 unsafe impl Params for AttentionPlainParams {}
@@ -196,14 +203,15 @@ impl Attention {
     }
 
     /// The kernel of single rows, its threads, and how many of `group` heads a block of it takes: in the matrix units
-    /// where there are such for the encoding and heads are short enough for registers.
+    /// where there are such for the encoding, heads are short enough for registers, and scores are only multiplied.
     fn decode(
         &self,
         encoding: Encoding,
         head_dim: usize,
         group: usize,
+        bent: bool,
     ) -> Result<(&Kernel<AttentionDecodeParams>, u32, usize)> {
-        let units = self.units.iter().find(|units| head_dim <= units.dim);
+        let units = self.units.iter().find(|units| head_dim <= units.dim && !bent);
         match (units, encoding) {
             (Some(units), Encoding::F16) if self.architecture >= 75 => {
                 Ok((&units.f16, UNITS_THREADS, UNITS_HEADS))
@@ -243,9 +251,18 @@ struct Operands<'a> {
     window: u32,
     /// Times log2(e), since kernels compute powers of two.
     scale: f32,
+    /// The same of the cap of scores; 0 where there is none.
+    cap: f32,
+    /// The slopes of all heads, or null.
+    slopes: u64,
 }
 
 impl Operands<'_> {
+    /// Whether more becomes of scores than a factor makes of them.
+    const fn bent(&self) -> bool {
+        self.cap > 0.0 || self.slopes != 0
+    }
+
     /// Queries, rows and results from `row` on.
     fn from(&self, row: usize) -> (u64, u64, u64) {
         let elements = (row * self.heads * self.layout.head_dim) as u64;
@@ -293,13 +310,15 @@ impl Kernels {
     /// not on where the segment starts, not on the size of `scratch`. Between the two a row's result differs by
     /// the rounding of queries and exponentials: about 2^-8 of the greatest value for bf16, 2^-11 for f16.
     ///
+    /// Where scores are capped or sink with the distance, all rows are computed one by one in f32.
+    ///
     /// What `rows` holds is on the device, where the host cannot check it: bases as for
     /// [`Kernels::kv_write`], positions as `shape.segments` says, below the capacities, and all positions up to
     /// them written.
     ///
     /// # Errors
     /// [`Error::Shape`] for a head dimension above 256, heads that are no multiple
-    /// of `kv_heads`, a window of no positions; [`Error::Scale`]; [`Error::Length`] or [`Error::Ragged`] where
+    /// of `kv_heads`, a window of no positions; [`Error::Scale`]; [`Error::Softcap`]; [`Error::Length`] or [`Error::Ragged`] where
     /// lengths or addresses do not fit; [`Error::Overflow`]; or what the driver says.
     #[expect(clippy::too_many_arguments, reason = "the operands of an attention")]
     pub fn attention(
@@ -339,8 +358,18 @@ impl Kernels {
         check_start("rows", rows, align_of::<KvRow>())?;
         check_start("out", out, 4 * encoding.row_bytes(1).unwrap_or(1))?;
         check_start("the scratch of an attention", scratch, 16)?;
+        let cap = shape.softcap.map_or(0.0, |cap| cap * std::f32::consts::LOG2_E);
+        if let Some(found) = shape.softcap.filter(|_| !(cap.is_finite() && cap > 0.0)) {
+            return Err(Error::Softcap { found });
+        }
+        if let Some(slopes) = shape.slopes {
+            const WHAT: &str = "the slopes of scores";
+            check_len(WHAT, elements(WHAT, slopes, Encoding::F32)?, shape.heads)?;
+            check_start(WHAT, slopes, size_of::<f32>())?;
+        }
         let plain = !head_dim.is_multiple_of(HEAD_UNIT);
-        let prefill = self.attention.prefill(layout.encoding, head_dim);
+        let straight = shape.softcap.is_none() && shape.slopes.is_none();
+        let prefill = self.attention.prefill(layout.encoding, head_dim).filter(|_| straight);
         let is_prefill = |segment: &Segment| prefill.is_some() && segment.rows >= PREFILL_ROWS;
         let window = shape.window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX));
         let mut total = 0_usize;
@@ -372,6 +401,8 @@ impl Kernels {
             heads: shape.heads,
             window,
             scale: shape.scale * std::f32::consts::LOG2_E,
+            cap,
+            slopes: shape.slopes.map_or(0, DeviceSlice::address),
         };
         if plain {
             return self.attention_plain(stream, &operands, n);
@@ -413,7 +444,8 @@ impl Kernels {
                 window: operands.window,
                 out_encoding: number(operands.out_encoding)?,
                 scale: operands.scale,
-                reserved: 0,
+                cap: operands.cap,
+                slopes: operands.slopes,
             };
             let grid = (heads.div_ceil(PLAIN_WARPS) as u32, count as u32, 1);
             let threads = (PLAIN_WARPS * 32) as u32;
@@ -438,7 +470,8 @@ impl Kernels {
         let row = scratch_of_row(heads, *head_dim, splits).unwrap_or(usize::MAX);
         let at_once = (scratch.len() / row).clamp(1, MAX_GRID);
         let group = heads / kv_heads;
-        let (kernel, threads, heads_of_block) = self.attention.decode(*encoding, *head_dim, group)?;
+        let (kernel, threads, heads_of_block) =
+            self.attention.decode(*encoding, *head_dim, group, operands.bent())?;
         let parts = group.div_ceil(heads_of_block);
         for first in rows.clone().step_by(at_once) {
             let count = at_once.min(rows.end - first);
@@ -458,7 +491,8 @@ impl Kernels {
                 window,
                 splits: splits as u32,
                 scale: operands.scale,
-                reserved: 0,
+                cap: operands.cap,
+                slopes: operands.slopes,
             };
             let grid = (splits as u32, (kv_heads * parts) as u32, count as u32);
             let combine = AttentionCombineParams {

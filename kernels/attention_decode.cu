@@ -186,6 +186,15 @@ __device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p)
     const int head = threadIdx.x % GROUP;
     const int warp = threadIdx.x / WARP;
     float greatest = -INFINITY;
+    if (bends(p.cap, p.slopes)) {
+        const float slope = p.slopes != nullptr && head < heads ? p.slopes[first_head + head] : 0.0f;
+        // Fetched again rather than kept in a register since the beginning.
+        const uint32_t position = p.rows[blockIdx.z].position;
+        for (int at = threadIdx.x / GROUP; at < count; at += DECODE_THREADS / GROUP) {
+            float& score = scores[at * GROUP + head];
+            score = bent(score, p.cap, slope, position - (begin + at));
+        }
+    }
     for (int at = threadIdx.x / GROUP; at < count; at += DECODE_THREADS / GROUP) {
         greatest = fmaxf(greatest, scores[at * GROUP + head]);
     }

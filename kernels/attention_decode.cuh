@@ -15,10 +15,11 @@ struct AttentionDecodeParams {
     uint32_t group;
     uint32_t head_dim;
     uint32_t layer;
-    uint32_t window;  // no more positions than these
-    uint32_t splits;  // room for as many in each row
-    float scale;      // times log2(e): exponentials are powers of two here
-    uint32_t reserved;
+    uint32_t window;      // no more positions than these
+    uint32_t splits;      // room for as many in each row
+    float scale;          // times log2(e): exponentials are powers of two here
+    float cap;            // of scores, times log2(e), or 0
+    const float* slopes;  // [kv_heads * group], or null
 };
 
 // What a block has of a row: positions of one split, and query heads that share a key-value head.

@@ -18,7 +18,8 @@ struct AttentionPlainParams {
     uint32_t window;        // no more positions than these
     uint32_t out_encoding;  // 0 for f32, 1 for f16, 2 for bf16
     float scale;            // times log2(e): exponentials are powers of two here
-    uint32_t reserved;
+    float cap;              // of scores, times log2(e), or 0
+    const float* slopes;    // [heads], or null
 };
 
 __device__ __forceinline__ void store_one(void* out, uint32_t encoding, uint64_t at, float value) {
@@ -56,6 +57,8 @@ __device__ __forceinline__ void attention_plain(const AttentionPlainParams& p) {
     }
     float greatest = -INFINITY;
     float weights = 0.0f;
+    const bool bending = bends(p.cap, p.slopes);
+    const float slope = p.slopes != nullptr ? p.slopes[head] : 0.0f;
     const Span span = span_of(row.position, row.capacity, p.window);
     for (uint32_t position = span.begin; position < span.end; position++) {
         const uint64_t at = uint64_t(position) * p.head_dim;
@@ -67,7 +70,10 @@ __device__ __forceinline__ void attention_plain(const AttentionPlainParams& p) {
                 product = fmaf(query[i], to_float(keys[at + element]), product);
             }
         }
-        const float score = warp_sum(product) * p.scale;
+        float score = warp_sum(product) * p.scale;
+        if (bending) {
+            score = bent(score, p.cap, slope, row.position - position);
+        }
         const float next = fmaxf(greatest, score);
         // The first time nothing is to be scaled, and infinity minus infinity would be no number.
         const float before = greatest == next ? 1.0f : exp2f(greatest - next);

@@ -88,6 +88,12 @@ pub enum Error {
         /// The scale.
         found: f32,
     },
+    /// Scores cannot be capped at this.
+    #[error("the softcap of an attention is {found}; it must be positive and finite")]
+    Softcap {
+        /// The cap.
+        found: f32,
+    },
     /// The device or its driver refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

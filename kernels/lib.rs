@@ -19,7 +19,9 @@ mod gemm;
 mod image;
 mod kv;
 mod linear;
+mod map;
 mod matvec;
+mod piece_norm;
 pub mod reference;
 mod rms_norm;
 mod roofline;
@@ -35,6 +37,7 @@ pub use attention::{AttentionShape, Segment};
 pub use error::{Error, Result};
 pub use kv::{KvLayout, KvRow};
 pub use linear::{Matrix, RowsMut};
+pub use piece_norm::PieceNormShape;
 
 /// All kernels, loaded on one device.
 pub struct Kernels {
@@ -46,7 +49,9 @@ pub struct Kernels {
     embed: embed::Embed,
     gemm: gemm::Gemm,
     kv: kv::Kv,
+    map: map::Map,
     matvec: matvec::Matvec,
+    piece_norm: piece_norm::PieceNorm,
     rms_norm: rms_norm::RmsNorm,
     roofline: roofline::Roofline,
     rope: rope::Rope,
@@ -83,7 +88,9 @@ impl Kernels {
             embed: embed::Embed::load(&loader)?,
             gemm: gemm::Gemm::load(&loader)?,
             kv: kv::Kv::load(&loader)?,
+            map: map::Map::load(&loader)?,
             matvec: matvec::Matvec::load(&loader)?,
+            piece_norm: piece_norm::PieceNorm::load(&loader)?,
             rms_norm: rms_norm::RmsNorm::load(&loader)?,
             roofline: roofline::Roofline::load(&loader)?,
             rope: rope::Rope::load(&loader)?,

@@ -43,6 +43,83 @@ pub fn rope(x: &[f32], heads: usize, head_dim: usize, cos: &[f32], sin: &[f32]) 
     out
 }
 
+/// [`rope`] of the first `2 * half` elements of each head alone, of neighbours where that is said; `cos` and `sin` are
+/// `[n, half]`.
+#[must_use]
+pub fn rope_in_part(
+    x: &[f32],
+    heads: usize,
+    head_dim: usize,
+    neighbours: bool,
+    cos: &[f32],
+    sin: &[f32],
+) -> Vec<f32> {
+    let n = x.len() / (heads * head_dim);
+    let half = cos.len() / n.max(1);
+    let mut out = x.to_vec();
+    for (i, head) in out.chunks_mut(head_dim).enumerate() {
+        for k in 0..half {
+            let (cos, sin) = (cos[i / heads * half + k], sin[i / heads * half + k]);
+            let (one, other) = if neighbours { (2 * k, 2 * k + 1) } else { (k, k + half) };
+            let (x1, x2) = (head[one], head[other]);
+            head[one] = x1 * cos - x2 * sin;
+            head[other] = x2 * cos + x1 * sin;
+        }
+    }
+    out
+}
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` for each piece of `piece` elements, or without the mean where
+/// `centred` does not say so; weights and biases are of several pieces, in turn.
+#[must_use]
+pub fn piece_norm(
+    x: &[f32],
+    piece: usize,
+    centred: bool,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks(piece) {
+        let first = out.len() % weight.len();
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / piece as f64;
+        let mean = if centred { mean } else { 0.0 };
+        let squares: f64 = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+        let norm = (squares / piece as f64 + f64::from(eps)).sqrt();
+        for (i, &x) in row.iter().enumerate() {
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[first + i]));
+            out.push(((f64::from(x) - mean) / norm * f64::from(weight[first + i]) + bias) as f32);
+        }
+    }
+    out
+}
+
+/// `x * factor`, element by element.
+#[must_use]
+pub fn scale(factor: f32, x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| x * factor).collect()
+}
+
+/// `cap * tanh(x / cap)`, element by element.
+#[must_use]
+pub fn softcap(cap: f32, x: &[f32]) -> Vec<f32> {
+    let cap = f64::from(cap);
+    x.iter().map(|&x| (cap * (f64::from(x) / cap).tanh()) as f32).collect()
+}
+
+/// Every element to `-limit..=limit`; NaN stays NaN.
+#[must_use]
+pub fn clamp(limit: f32, x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| x.clamp(-limit, limit)).collect()
+}
+
+/// Each row of `x` times `factors`.
+#[must_use]
+pub fn multiply(factors: &[f32], x: &[f32]) -> Vec<f32> {
+    x.chunks(factors.len()).flat_map(|row| row.iter().zip(factors).map(|(x, by)| x * by)).collect()
+}
+
 /// `x + a`, element by element.
 #[must_use]
 pub fn add(a: &[f32], x: &[f32]) -> Vec<f32> {
@@ -118,8 +195,19 @@ pub struct AttentionRow<'a> {
     pub window: Option<usize>,
 }
 
+/// What becomes of products of queries and keys before the softmax.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Their factor.
+    pub scale: f32,
+    /// `cap * tanh(score / cap)`, behind the factor.
+    pub softcap: Option<f32>,
+    /// By head: what a score loses for each position between query and key.
+    pub slopes: Option<&'a [f32]>,
+}
+
 /// `softmax(scale * q keys^T) values` for each row and head; `q` is `[rows.len(), heads, head_dim]`. Head `h`
-/// uses the key-value head `h / (heads / kv_heads)`.
+/// uses the key-value head `h / (heads / kv_heads)`. `scores` says what else becomes of the products.
 #[must_use]
 pub fn attention(
     q: &[f32],
@@ -127,7 +215,7 @@ pub fn attention(
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    scale: f32,
+    scores: Scores<'_>,
 ) -> Vec<f32> {
     let mut out = Vec::with_capacity(q.len());
     for (i, q) in q.chunks(head_dim).enumerate() {
@@ -136,18 +224,25 @@ pub fn attention(
         let end = row.position + 1;
         let start = end.saturating_sub(row.window.unwrap_or(end));
         let span = (plane + start) * head_dim..(plane + end) * head_dim;
-        out.extend(attention_head(q, &row.keys[span.clone()], &row.values[span], scale));
+        let slope = scores.slopes.map_or(0.0, |slopes| slopes[i % heads]);
+        out.extend(attention_head(q, &row.keys[span.clone()], &row.values[span], scores, slope));
     }
     out
 }
 
 /// [`attention`] of one query head of one row; `keys` and `values` are `[positions, head_dim]`, those that the
-/// row sees.
+/// row sees, its own the last; `slope` is that of the head.
 #[must_use]
-pub fn attention_head(q: &[f32], keys: &[f32], values: &[f32], scale: f32) -> Vec<f32> {
+pub fn attention_head(q: &[f32], keys: &[f32], values: &[f32], how: Scores<'_>, slope: f32) -> Vec<f32> {
     let head_dim = q.len();
     let dot = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
-    let scores: Vec<f64> = keys.chunks(head_dim).map(|k| f64::from(scale) * dot(k)).collect();
+    let last = keys.len() / head_dim - 1;
+    let bent = |(at, key)| {
+        let score = f64::from(how.scale) * dot(key);
+        let capped = how.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+        capped - f64::from(slope) * (last - at) as f64
+    };
+    let scores: Vec<f64> = keys.chunks(head_dim).enumerate().map(bent).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
     let sum: f64 = weights.iter().sum();

@@ -1,4 +1,5 @@
-// Rotary position embedding: the halves (x1, x2) of each head become (x1 cos - x2 sin, x2 cos + x1 sin).
+// Rotary position embedding: the halves (x1, x2) of each head become (x1 cos - x2 sin, x2 cos + x1 sin). Of some models
+// only the first elements of a head turn, and of some neighbours are pairs rather than halves.
 #include "device.cuh"
 
 struct RopeParams {
@@ -45,5 +46,30 @@ KERNEL rope_f32(const RopeParams p) {
         const uint32_t k = i % p.half;
         float* at = x + i / p.half * 2 * p.half + k;
         rotate(at[0], at[p.half], cos[k], sin[k]);
+    }
+}
+
+struct RopeInPartParams {
+    float* x;          // [n, heads * head_dim], a row per blockIdx.x
+    const float* cos;  // [n, half]
+    const float* sin;
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t half;        // of the elements that turn: the first 2 * half of a head
+    uint32_t neighbours;  // whether pairs are neighbours
+};
+
+KERNEL rope_in_part_f32(const RopeInPartParams p) {
+    const uint64_t row = blockIdx.x;
+    float* x = p.x + row * p.heads * p.head_dim;
+    const float* cos = p.cos + row * p.half;
+    const float* sin = p.sin + row * p.half;
+    const uint32_t stride = gridDim.y * blockDim.x;
+    for (uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < p.heads * p.half; i += stride) {
+        const uint32_t k = i % p.half;
+        float* head = x + uint64_t(i / p.half) * p.head_dim;
+        float* one = head + (p.neighbours != 0 ? 2 * k : k);
+        float* other = p.neighbours != 0 ? one + 1 : one + p.half;
+        rotate(*one, *other, cos[k], sin[k]);
     }
 }

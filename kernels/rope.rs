@@ -17,11 +17,31 @@ struct RopeParams {
 // SAFETY: `repr(C)` without padding, the twin of the struct in rope.cu.
 unsafe impl Params for RopeParams {}
 
-pub(crate) struct Rope(Kernel<RopeParams>);
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RopeInPartParams {
+    x: u64,
+    cos: u64,
+    sin: u64,
+    heads: u32,
+    head_dim: u32,
+    half: u32,
+    neighbours: u32,
+}
+// SAFETY: `repr(C)` without padding, the twin of the struct in rope.cu.
+unsafe impl Params for RopeInPartParams {}
+
+const THREADS: u32 = 256;
+
+pub(crate) struct Rope {
+    whole: Kernel<RopeParams>,
+    in_part: Kernel<RopeInPartParams>,
+}
 
 impl Rope {
     pub(crate) fn load(loader: &Loader<'_>) -> Result<Self> {
-        Ok(Self(loader.module("rope", image::ROPE)?.kernel("rope_f32")?))
+        let module = loader.module("rope", image::ROPE)?;
+        Ok(Self { whole: module.kernel("rope_f32")?, in_part: module.kernel("rope_in_part_f32")? })
     }
 }
 
@@ -44,7 +64,6 @@ impl Kernels {
         cos: &DeviceSlice,
         sin: &DeviceSlice,
     ) -> Result<()> {
-        const THREADS: u32 = 256;
         check_nonzero("the number of heads", heads)?;
         check_nonzero("the head dimension", head_dim)?;
         if !head_dim.is_multiple_of(2) {
@@ -66,6 +85,53 @@ impl Kernels {
         let grid = (narrow("the number of rows", n)?, columns(row.div_ceil(8), THREADS), 1);
         // SAFETY: The kernel reads and writes `n` rows of `heads` heads at `x`, and reads `n` rows of `half`
         // floats at `cos` and `sin`, which have that many, as was checked.
-        unsafe { self.rope.0.launch(stream, grid, THREADS, 0, &params) }
+        unsafe { self.rope.whole.launch(stream, grid, THREADS, 0, &params) }
+    }
+
+    /// [`Kernels::rope`] of the first `2 * half` elements of each head alone, where `cos` and `sin` are f32 `[n, half]`.
+    /// Their neighbours `(x[2 j], x[2 j + 1])` turn together where `neighbours` says so, otherwise their halves.
+    ///
+    /// # Errors
+    /// As [`Kernels::rope`]; [`Error::Shape`] where no elements turn, or more than a head has.
+    #[expect(clippy::too_many_arguments, reason = "what is turned, and how")]
+    pub fn rope_in_part(
+        &self,
+        stream: &Stream,
+        x: &DeviceSlice,
+        heads: usize,
+        head_dim: usize,
+        neighbours: bool,
+        cos: &DeviceSlice,
+        sin: &DeviceSlice,
+    ) -> Result<()> {
+        check_nonzero("the number of heads", heads)?;
+        check_nonzero("the head dimension", head_dim)?;
+        let row = product("a row of heads", &[heads, head_dim])?;
+        narrow("a row of heads", row)?;
+        let n = check_rows("x", elements("x", x, Encoding::F32)?, row)?;
+        let angles = elements("the cosines", cos, Encoding::F32)?;
+        check_len("the sines", elements("the sines", sin, Encoding::F32)?, angles)?;
+        if n == 0 {
+            return check_len("the cosines", angles, 0);
+        }
+        let half = angles / n;
+        check_len("the cosines", angles, n * half)?;
+        if half == 0 || half > head_dim / 2 {
+            let takes = "at least 2 and at most as many as a head has";
+            return Err(Error::Shape { what: "the number of elements that turn", found: 2 * half, takes });
+        }
+        let params = RopeInPartParams {
+            x: x.address(),
+            cos: cos.address(),
+            sin: sin.address(),
+            heads: narrow("the number of heads", heads)?,
+            head_dim: narrow("the head dimension", head_dim)?,
+            half: narrow("half the elements that turn", half)?,
+            neighbours: u32::from(neighbours),
+        };
+        let grid = (narrow("the number of rows", n)?, columns(heads * half, THREADS), 1);
+        // SAFETY: The kernel reads and writes elements of `n` rows of `heads` heads at `x`, the first `2 * half` of each
+        // head, which has as many, and reads `n` rows of `half` floats at `cos` and `sin`, as was checked.
+        unsafe { self.rope.in_part.launch(stream, grid, THREADS, 0, &params) }
     }
 }

@@ -7,6 +7,11 @@ use crate::{Gpu, assert_close, assert_same, encode, noise, on_every_device, prop
 /// Rows from which a segment goes through the matrix units.
 const MANY: usize = 16;
 
+/// Neither a window nor anything but a factor for scores.
+fn shape_of(heads: usize, scale: f32, segments: &[Segment]) -> AttentionShape<'_> {
+    AttentionShape { heads, scale, softcap: None, slopes: None, window: None, segments }
+}
+
 /// A case: heads, caches and the sequences of a step.
 #[derive(Clone, Debug)]
 struct Case {
@@ -16,6 +21,9 @@ struct Case {
     group: usize,
     head_dim: usize,
     window: Option<usize>,
+    softcap: Option<f32>,
+    /// Whether heads have slopes.
+    slopes: bool,
     segments: Vec<Segment>,
     /// Positions in a cache beyond the last that a row sees, which nobody has written.
     spare: usize,
@@ -32,6 +40,8 @@ impl Case {
             group: heads.1,
             head_dim,
             window: None,
+            softcap: None,
+            slopes: false,
             segments: segments.iter().map(|&(rows, position)| Segment { rows, position }).collect(),
             spare: 3,
             layer: 0,
@@ -56,6 +66,15 @@ impl Case {
         8.0 / (self.head_dim as f32).sqrt()
     }
 
+    /// Down to where the exponential of a few hundred positions is nothing.
+    fn head_slopes(&self) -> Option<Vec<f32>> {
+        self.slopes.then(|| (0..self.heads()).map(|head| 0.5_f32.powi(head as i32 % 9)).collect())
+    }
+
+    fn bent(&self) -> bool {
+        self.softcap.is_some() || self.slopes
+    }
+
     fn rows(&self) -> usize {
         self.segments.iter().map(|s| s.rows).sum()
     }
@@ -73,6 +92,9 @@ impl Case {
     fn want(&self) -> Vec<f32> {
         let mut queries = &self.queries()[..];
         let mut want = Vec::new();
+        let slopes = self.head_slopes();
+        let scores =
+            reference::Scores { scale: self.scale(), softcap: self.softcap, slopes: slopes.as_deref() };
         for (sequence, segment) in self.segments.iter().enumerate() {
             let end = segment.position + segment.rows;
             let cached = self.cached(sequence, end);
@@ -87,14 +109,7 @@ impl Case {
             let rows: Vec<_> = (segment.position..end).map(row).collect();
             let (q, rest) = queries.split_at(segment.rows * self.width());
             queries = rest;
-            want.extend(reference::attention(
-                q,
-                &rows,
-                self.heads(),
-                self.kv_heads,
-                self.head_dim,
-                self.scale(),
-            ));
+            want.extend(reference::attention(q, &rows, self.heads(), self.kv_heads, self.head_dim, scores));
         }
         want
     }
@@ -131,9 +146,12 @@ impl Case {
             caches.push(cache);
         }
         let out = gpu.range(self.out.row_bytes(self.rows() * self.width()).unwrap());
+        let slopes = self.head_slopes().map(|slopes| gpu.f32s(&slopes));
         let shape = AttentionShape {
             heads: self.heads(),
             scale: self.scale(),
+            softcap: self.softcap,
+            slopes: slopes.as_ref(),
             window: self.window,
             segments: &self.segments,
         };
@@ -172,7 +190,12 @@ impl Case {
         let score = scale * (magnitude * head_dim * single + head_dim * single);
         let sums = longest * single + 16.0 * single;
         let (relative, absolute) = rounding(self.encoding);
-        let units = if self.segments.iter().any(|s| s.rows >= MANY) && self.encoding != Encoding::F32 {
+        // Capping and sinking: a tangent of two roundings, whose own error is that of its argument at most, and a product
+        // with the distance, of the greatest slope, which is 1.
+        let bending = if self.bent() { single * (8.0 * scale * magnitude + 4.0 * longest) } else { 0.0 };
+        let score = score + bending;
+        let prompts = self.segments.iter().any(|s| s.rows >= MANY) && !self.bent();
+        let units = if prompts && self.encoding != Encoding::F32 {
             scale * magnitude * relative + 2.0 * (relative + absolute * longest)
         } else {
             0.0
@@ -356,7 +379,7 @@ fn same_bits_in_every_batch_and_chunk() {
                 let row = |position| KvRow { base: cache.address(), capacity: rows as u32, position };
                 let places: Vec<_> = (from as u32..to as u32).map(row).collect();
                 let segments = [Segment { rows: to - from, position: from }];
-                let shape = AttentionShape { heads: 8, scale: 0.3, window, segments: &segments };
+                let shape = AttentionShape { window, ..shape_of(8, 0.3, &segments) };
                 let out = gpu.range((to - from) * width * 4);
                 let q = gpu.f32s(&q[from * width..to * width]);
                 let places = gpu.bytes(bytemuck::cast_slice(&places));
@@ -393,7 +416,7 @@ fn great_scores() {
                 let row = |position| KvRow { base: cache.address(), capacity: end as u32, position };
                 let rows: Vec<_> = ((end - n) as u32..end as u32).map(row).collect();
                 let segments = &case.segments;
-                let shape = AttentionShape { heads: 1, scale: 100.0, window: None, segments };
+                let shape = shape_of(1, 100.0, segments);
                 let q: Vec<f32> =
                     (0..n).flat_map(|_| (0..64).map(|d| if d == 0 { 1.0 } else { 0.0 })).collect();
                 let out = gpu.range(n * 64 * 4);
@@ -421,6 +444,61 @@ fn great_scores() {
     });
 }
 
+/// Scores that are capped, sink with the distance, or both: for every kernel of single rows, in several splits, beside
+/// windows, and where segments would otherwise go through the matrix units.
+#[test]
+fn bent_scores() {
+    on_every_device(|gpu| {
+        for (softcap, slopes) in [(Some(3.0), false), (None, true), (Some(0.5), true), (Some(1e4), false)] {
+            for encoding in Encoding::PLAIN {
+                for (group, head_dim) in [(1, 8), (3, 64), (8, 128), (9, 256), (2, 12), (5, 33)] {
+                    let mut case =
+                        Case::new(encoding, (2, group), head_dim, &[(1, 290), (3, 254), (MANY + 4, 0)]);
+                    (case.softcap, case.slopes, case.out) = (softcap, slopes, encoding);
+                    case.check(gpu);
+                    case.window = Some(37);
+                    case.check(gpu);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn bent_scores_whatever_the_scratch() {
+    on_every_device(|gpu| {
+        let mut case = Case::new(Encoding::Bf16, (2, 3), 64, &[(40, 0)]);
+        let straight = case.got(gpu);
+        (case.softcap, case.slopes) = (Some(2.0), true);
+        let least = case.heads() * (64 + 2) * 4;
+        let bent = case.got(gpu);
+        assert_same(&case.got_with(gpu, least), &bent, "least scratch");
+        let farthest = straight.iter().zip(&bent).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(farthest > 0.05, "a cap and slopes move results by {farthest}");
+    });
+}
+
+#[test]
+fn wrong_caps_and_slopes_are_errors() {
+    on_every_device(|gpu| {
+        let run = |softcap, slopes: Option<&DeviceSlice>| {
+            let segments = [Segment { rows: 1, position: 7 }];
+            let shape = AttentionShape { softcap, slopes, ..shape_of(2, 1.0, &segments) };
+            let layout = KvLayout { encoding: Encoding::F32, kv_heads: 1, head_dim: 8 };
+            let (q, rows, out) = (gpu.range(64), gpu.range(size_of::<KvRow>()), gpu.range(64));
+            let (stream, scratch) = (&gpu.stream, gpu.range(1 << 10));
+            gpu.kernels.attention(stream, &q, &rows, &layout, 0, &shape, &scratch, Encoding::F32, &out)
+        };
+        for cap in [0.0, -1.0, f32::NAN, f32::INFINITY, f32::MAX] {
+            assert!(matches!(run(Some(cap), None), Err(Error::Softcap { .. })), "{cap}");
+        }
+        assert!(matches!(run(None, Some(&gpu.range(12))), Err(Error::Length { expected: 2, found: 3, .. })));
+        assert!(matches!(run(None, Some(&gpu.range(7))), Err(Error::Ragged { .. })));
+        let odd = gpu.range(10).slice(2..10).unwrap();
+        assert!(matches!(run(None, Some(&odd)), Err(Error::Ragged { .. })));
+    });
+}
+
 #[test]
 fn wrong_shapes_are_errors() {
     on_every_device(|gpu| {
@@ -434,7 +512,7 @@ fn wrong_shapes_are_errors() {
                    out: Option<&DeviceSlice>| {
             let n = 2;
             let layout = KvLayout { encoding: Encoding::Bf16, kv_heads, head_dim };
-            let shape = AttentionShape { heads, scale, window, segments };
+            let shape = AttentionShape { window, ..shape_of(heads, scale, segments) };
             let q = gpu.f32s(&vec![0.0; n * heads * head_dim]);
             let rows = gpu.range(n * size_of::<KvRow>());
             let own = gpu.range(n * heads * head_dim * 2);

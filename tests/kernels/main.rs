@@ -16,6 +16,8 @@ mod embed;
 mod gemm;
 mod kv;
 mod linear;
+mod map;
+mod piece_norm;
 /// What the build script makes of nvcc's words is tested here, since a build script has no tests.
 #[path = "../../build/resources.rs"]
 mod resources;

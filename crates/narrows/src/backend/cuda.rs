@@ -1,11 +1,16 @@
 //! Steps on a CUDA device: residual stream and sums in float32, operands of matrix products in the encoding of the
 //! matrix.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use narrows_kernels::{Activation, AttentionShape, Kernels, KvLayout, KvRow, Matrix, RowsMut, Segment};
-use narrows_model::{Attend, Norm, NormKind, Op, Pairing, Program, Route, Rows, Value, VectorId};
+use narrows_kernels::{
+    Activation, AttentionShape, Kernels, KvLayout, KvRow, Matrix, PieceNormShape, RowsMut, Segment,
+};
+use narrows_model::{
+    Attend, Norm, NormKind, Op, Pairing, Program, Rotate, Route, Rows, Value, VectorId, alibi_slopes,
+};
 use narrows_shard::{Bytes, Encoding};
 use narrows_staging::device::{
     DEVICE_ALIGNMENT, DeviceArena, DevicePool, DeviceRegion, DeviceSlice, Pooled, Stream,
@@ -39,6 +44,8 @@ pub(crate) struct CudaBackend {
     /// The routing of a mixture, uploaded as one: rows and weights.
     routed: DeviceSlice,
     scratch: DeviceSlice,
+    /// The slopes of attentions that have some, by their number of heads.
+    slopes: BTreeMap<usize, DeviceSlice>,
     packed: Vec<u8>,
     logits: Vec<f32>,
     scores: Vec<f32>,
@@ -109,30 +116,14 @@ const fn function(kind: narrows_model::Activation) -> Activation {
     }
 }
 
-/// Refuses a program with operations that no kernel computes.
-fn refuse_unsupported(program: &Program) -> Result<()> {
-    let supported = |op: &Op| match op {
-        Op::Norm(norm) => {
-            let width = program.values[norm.from.0].width / norm.heads.max(1);
-            norm.kind == NormKind::Rms && program.vector_len(&program.vectors[norm.weight.0]) == width
-        }
-        Op::Rotate(rotate) => {
-            let rope = &program.ropes[rotate.rope.0];
-            rope.dims == rotate.head_dim && rope.pairing == Pairing::Halves
-        }
-        Op::Attend(attend) => attend.softcap.is_none() && !attend.alibi,
-        Op::Scale { .. } | Op::Softcap { .. } | Op::Clamp { .. } | Op::Multiply { .. } => false,
-        _ => true,
-    };
-    match program.ops().all(supported) {
-        true => Ok(()),
-        false => Err(Error::Request(format!("no CUDA kernels for models of {}", program.dims.family))),
-    }
-}
-
 /// Bytes of the widest operand that a product takes in another encoding than it is made in.
 fn operand_bytes(lowered: &Lowered, limits: Limits) -> usize {
     4 * lowered.cast * limits.rows.max(limits.wanted)
+}
+
+/// The numbers of heads of attentions whose scores sink with the distance.
+fn slopes_of(program: &Program) -> BTreeSet<usize> {
+    program.attentions().filter(|attend| attend.alibi).map(|attend| attend.heads).collect()
 }
 
 impl CudaBackend {
@@ -142,7 +133,8 @@ impl CudaBackend {
         let tables = table_bytes(&lowered.program, limits.rows, limits.wanted);
         let scratch = rounded(Self::scratch_bytes(&lowered.program, limits));
         let routed = rounded(Self::routed_bytes(&lowered.program, limits));
-        Bytes((buffers + rounded(operand_bytes(lowered, limits)) + tables + routed + scratch) as u64)
+        let slopes: usize = slopes_of(&lowered.program).into_iter().map(|heads| rounded(4 * heads)).sum();
+        Bytes((buffers + rounded(operand_bytes(lowered, limits)) + tables + routed + scratch + slopes) as u64)
     }
 
     fn routed_bytes(program: &Program, limits: Limits) -> usize {
@@ -170,7 +162,6 @@ impl CudaBackend {
         limits: Limits,
     ) -> Result<Self> {
         let program = &lowered.program;
-        refuse_unsupported(program)?;
         let (kv_encoding, kv_bytes) = kv;
         let kv = DevicePool::new("KV caches", arena.carve(DevicePool::rounded(kv_bytes.get() as usize))?);
         let (kv_heads, head_dim) = state::shape(program);
@@ -181,6 +172,12 @@ impl CudaBackend {
         let tables = arena.carve(table_bytes(program, limits.rows, limits.wanted))?;
         let routed = arena.carve(Self::routed_bytes(program, limits))?;
         let scratch = arena.carve(Self::scratch_bytes(program, limits))?;
+        let mut slopes = BTreeMap::new();
+        for heads in slopes_of(program) {
+            let slice = arena.carve(4 * heads)?;
+            stream.upload(bytemuck::cast_slice(&alibi_slopes(heads)), &slice)?;
+            slopes.insert(heads, slice);
+        }
         Ok(Self {
             device,
             stream,
@@ -193,6 +190,7 @@ impl CudaBackend {
             tables,
             routed,
             scratch,
+            slopes,
             packed: Vec::new(),
             logits: Vec::new(),
             scores: Vec::new(),
@@ -292,9 +290,12 @@ impl CudaBackend {
         let tables = self.tables()?;
         let (q, k, v) = (self.get(a.q)?, self.get(a.k)?, self.get(a.v)?);
         kernels.kv_write(stream, &k, &v, &tables.kv, &self.layout, a.layer)?;
+        let slopes = a.alibi.then(|| self.slopes.get(&a.heads).ok_or(Error::Internal("no slopes are there")));
         let shape = AttentionShape {
             heads: a.heads,
             scale: a.scale,
+            softcap: a.softcap,
+            slopes: slopes.transpose()?,
             window: a.window,
             segments: &self.step.segments,
         };
@@ -310,6 +311,39 @@ impl CudaBackend {
             encoding,
             &out,
         )?)
+    }
+}
+
+impl CudaBackend {
+    fn rotate(&self, rotate: &Rotate) -> Result<()> {
+        let (stream, kernels) = (&self.stream, self.kernels());
+        let (cos, sin) = &self.tables()?.angles[rotate.rope.0];
+        let Rotate { heads, head_dim, .. } = *rotate;
+        let (x, rope) = (self.get(rotate.value)?, &self.lowered.program.ropes[rotate.rope.0]);
+        let neighbours = rope.pairing == Pairing::Neighbours;
+        if rope.dims == head_dim && !neighbours {
+            return Ok(kernels.rope(stream, &x, heads, head_dim, cos, sin)?);
+        }
+        Ok(kernels.rope_in_part(stream, &x, heads, head_dim, neighbours, cos, sin)?)
+    }
+
+    /// Norms whose result is float32 whatever takes it.
+    fn piece_norm(&self, norm: &Norm, piece: usize, vectors: &Vectors<DeviceSlice>) -> Result<()> {
+        if self.encoding(norm.to) != Encoding::F32 {
+            return Err(Error::Internal("such a norm is made in float32"));
+        }
+        let (from, to) = (self.get(norm.from)?, self.get(norm.to)?);
+        if let Some(add) = norm.add {
+            self.kernels().add(&self.stream, &self.get(add)?, &from)?;
+        }
+        let shape = PieceNormShape {
+            piece,
+            centred: norm.kind == NormKind::Layer,
+            weight: vectors.get(norm.weight)?,
+            bias: norm.bias.map(|id| vectors.get(id)).transpose()?,
+            eps: norm.eps,
+        };
+        Ok(self.kernels().piece_norm(&self.stream, &from, &shape, &to)?)
     }
 }
 
@@ -369,11 +403,7 @@ impl Backend for CudaBackend {
             Op::Bias { vector, to } => {
                 Ok(kernels.add_bias(stream, vectors.get(*vector)?, &self.get(*to)?)?)
             }
-            Op::Rotate(rotate) => {
-                let (cos, sin) = &self.tables()?.angles[rotate.rope.0];
-                let x = self.get(rotate.value)?;
-                Ok(kernels.rope(stream, &x, rotate.heads, rotate.head_dim, cos, sin)?)
-            }
+            Op::Rotate(rotate) => self.rotate(rotate),
             Op::Attend(attend) => self.attend(attend),
             Op::Activate(a) => {
                 let up = a.up.map(|up| self.get(up)).transpose()?;
@@ -387,8 +417,11 @@ impl Backend for CudaBackend {
                 let (from, to) = (self.get(*from)?, self.get(*to)?);
                 Ok(kernels.embed(stream, &from, Encoding::F32, width, &self.tables()?.wanted, &to)?)
             }
-            Op::Scale { .. } | Op::Softcap { .. } | Op::Clamp { .. } | Op::Multiply { .. } => {
-                Err(Error::Internal("not there yet"))
+            Op::Scale { value, factor } => Ok(kernels.scale(stream, *factor, &self.get(*value)?)?),
+            Op::Softcap { value, cap } => Ok(kernels.softcap(stream, *cap, &self.get(*value)?)?),
+            Op::Clamp { value, limit } => Ok(kernels.clamp(stream, *limit, &self.get(*value)?)?),
+            Op::Multiply { value, vector } => {
+                Ok(kernels.multiply(stream, vectors.get(*vector)?, &self.get(*value)?)?)
             }
             Op::Norm(norm) => self.norm(norm, vectors),
             Op::Linear(_) | Op::Route(_) | Op::AddShared { .. } | Op::Experts(_) => {
@@ -399,9 +432,14 @@ impl Backend for CudaBackend {
 
     fn norm(&mut self, norm: &Norm, vectors: &Vectors<DeviceSlice>) -> Result<()> {
         self.written(norm.to);
+        if norm.add.is_some() {
+            self.written(norm.from);
+        }
         let weight = vectors.get(norm.weight)?;
-        if norm.kind != NormKind::Rms {
-            return Err(Error::Internal("not there yet"));
+        let piece = self.lowered.values[norm.from.0].width / norm.heads.max(1);
+        let own = weight.len() != 4 * piece;
+        if norm.kind == NormKind::Layer || own || norm.bias.is_some() {
+            return self.piece_norm(norm, piece, vectors);
         }
         let from = self.get(norm.from)?;
         if norm.from == norm.to {

@@ -57,7 +57,14 @@ impl<'a> OnDevice<'a> {
                 Box::new(move |n| {
                     let _caches = &sets;
                     let segments = [Segment { rows, position: first }];
-                    let shape = AttentionShape { heads, scale, window: None, segments: &segments };
+                    let shape = AttentionShape {
+                        heads,
+                        scale,
+                        softcap: None,
+                        slopes: None,
+                        window: None,
+                        segments: &segments,
+                    };
                     let table = &tables[n % tables.len()];
                     let to = encoding.operand();
                     Ok(kernels.attention(stream, &q, table, &layout, 0, &shape, &scratch, to, &out)?)
