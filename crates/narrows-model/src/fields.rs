@@ -211,7 +211,7 @@ impl Fields {
 }
 
 /// The text with the numbers that Python's json reads and writes and JSON has not (`NaN`, `Infinity`, `1e999`) as strings;
-/// `None` if it has none. A key that somebody reads is then still an error, which names it.
+/// `None` if it has none. Reading such a key is then still an error, which names it.
 fn without_infinities(bytes: &[u8]) -> Option<Vec<u8>> {
     let is_word = |b: &u8| b.is_ascii_alphanumeric() || b"+-.".contains(b);
     let mut out = Vec::with_capacity(bytes.len());
