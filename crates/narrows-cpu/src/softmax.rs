@@ -55,7 +55,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     // Near zero the series, where the other form would take the difference of equals; its next term is below a
-    // hundredth of a unit.
+    // quarter of a unit.
     let square = x * x;
     let mut series = 1_382.0 / 155_925.0;
     series = -series * square + 62.0 / 2_835.0;
@@ -63,8 +63,9 @@ pub(crate) fn tanh(x: f32) -> f32 {
         series = series * square + coefficient;
     }
     let series = x + x * (series * square);
-    let far = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
-    if square < 0.0625 { series } else { far }
+    // Of the size alone: the difference of a number beyond one would be rounded more coarsely.
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if square < 0.1225 { series } else { far }
 }
 
 /// A softmax over scores that come block by block (Milakov and Gimelshein 2018, arXiv:1805.02867).
