@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_cpu::{Activation, AttentionRow, Cpu, KvView, Matrix, RowsMut};
 use narrows_shard::Encoding;
 
 /// Weights are taken from different places of this much memory, so that they come from memory and not from
@@ -226,10 +226,8 @@ fn rows(c: &mut Criterion) {
             b.iter(|| cpu.rope(&mut x, 32, 128, &cos, &sin).unwrap());
         });
         group.bench_function(BenchmarkId::new("swiglu", n), |b| {
-            b.iter(|| {
-                x.fill(0.5);
-                cpu.swiglu(&mut x, &y).unwrap();
-            });
+            let gate = vec![0.5; x.len()];
+            b.iter(|| cpu.activate(Activation::Silu, &gate, Some(&y), &mut x).unwrap());
         });
         group.bench_function(BenchmarkId::new("add", n), |b| b.iter(|| cpu.add(&y, &mut x).unwrap()));
         let backwards: Vec<u32> = (0..n as u32).rev().collect();

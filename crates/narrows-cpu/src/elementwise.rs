@@ -7,7 +7,6 @@ use narrows_shard::Encoding;
 use crate::error::{check_len, check_rows, product};
 use crate::linear::decode;
 use crate::simd::{Kernel, Simd};
-use crate::softmax::silu;
 use crate::stored::{Encoded, EncodedKernel, F32, Stored, load_up_to};
 use crate::{Cpu, Error, Matrix};
 
@@ -115,10 +114,7 @@ impl Cpu {
         let half = head_dim / 2;
         check_len("the cosines", cos.len(), n * half)?;
         check_len("the sines", sin.len(), n * half)?;
-        self.for_rows(x, row, 2, |first, x| {
-            let angles = first * half..(first + x.len() / row) * half;
-            self.run(Rope { x, row, half, cos: &cos[angles.clone()], sin: &sin[angles] });
-        });
+        self.rotate(x, row, Turn { head_dim, half, neighbours: false }, cos, sin);
         Ok(())
     }
 
@@ -147,12 +143,16 @@ impl Cpu {
         if half == 0 || 2 * half > head_dim {
             return Err(Error::Beyond { what: "the elements to rotate", end: 2 * half, limit: head_dim });
         }
-        self.for_rows(x, row, 2, |first, x| {
-            let angles = first * half..(first + x.len() / row) * half;
-            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
-            self.run(RopeInPart { x, row, head_dim, half, neighbours, cos, sin });
-        });
+        self.rotate(x, row, Turn { head_dim, half, neighbours }, cos, sin);
         Ok(())
+    }
+
+    /// Turns heads, `[n, row]`, by angles of `[n, half]`: lengths that were checked.
+    fn rotate(&self, x: &mut [f32], row: usize, turn: Turn, cos: &[f32], sin: &[f32]) {
+        self.for_rows(x, row, 2, |first, x| {
+            let angles = first * turn.half..(first + x.len() / row) * turn.half;
+            self.run(Rope { x, row, turn, cos: &cos[angles.clone()], sin: &sin[angles] });
+        });
     }
 
     /// `x = (x - mean) / sqrt(variance + eps) * weight + bias` for each piece of `piece` elements, in place: `LayerNorm` of
@@ -195,16 +195,6 @@ impl Cpu {
                     self.run(RmsNorm { x, weight, eps });
                 }
             }
-        });
-        Ok(())
-    }
-
-    /// `gate = silu(gate) * up`, element by element (Shazeer 2020, arXiv:2002.05202; `LlamaMLP` of Hugging
-    /// Face's `modeling_llama.py`).
-    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) -> Result<(), Error> {
-        check_len("the factor of a gate", up.len(), gate.len())?;
-        self.for_rows(gate, 1, 16, |first, gate| {
-            self.run(SwiGlu { up: &up[first..][..gate.len()], gate });
         });
         Ok(())
     }
@@ -311,17 +301,21 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// Lane `l` of four vectors in turn sums the squares of its columns, so that four additions are under way at
-/// a time.
 #[inline(always)]
 fn sum_of_squares<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    sum_by_lanes(simd, row, |x, sum| simd.mul_add(x, x, sum))
+}
+
+/// Lane `l` of four vectors in turn takes its columns into a sum, so that four additions are under way at a time.
+#[inline(always)]
+fn sum_by_lanes<S: Simd>(simd: S, row: &[f32], take: impl Fn(S::V, S::V) -> S::V) -> f32 {
     let mut sums = [simd.splat(0.0); 4];
     let mut col = 0;
     while col < row.len() {
         for sum in &mut sums {
             let count = S::LANES.min(row.len() - col);
             let x = load_up_to::<S, F32>(simd, bytemuck::cast_slice(row), col, count);
-            *sum = simd.mul_add(x, x, *sum);
+            *sum = take(x, *sum);
             col += count;
         }
     }
@@ -343,10 +337,20 @@ impl Kernel for Add<'_> {
     }
 }
 
+/// What of a head turns.
+#[derive(Clone, Copy)]
+struct Turn {
+    head_dim: usize,
+    /// Half of the elements that turn.
+    half: usize,
+    /// Neighbours turn together, and not halves.
+    neighbours: bool,
+}
+
 struct Rope<'a> {
     x: &'a mut [f32],
     row: usize,
-    half: usize,
+    turn: Turn,
     cos: &'a [f32],
     sin: &'a [f32],
 }
@@ -354,43 +358,19 @@ struct Rope<'a> {
 impl Kernel for Rope<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let angles = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half));
+        let Turn { head_dim, half, neighbours } = self.turn;
+        let angles = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
         for (row, (cos, sin)) in self.x.chunks_exact_mut(self.row).zip(angles) {
-            for head in row.chunks_exact_mut(2 * self.half) {
-                let (first, second) = head.split_at_mut(self.half);
-                for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
-                }
-            }
-        }
-    }
-}
-
-struct RopeInPart<'a> {
-    x: &'a mut [f32],
-    row: usize,
-    head_dim: usize,
-    half: usize,
-    neighbours: bool,
-    cos: &'a [f32],
-    sin: &'a [f32],
-}
-
-impl Kernel for RopeInPart<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let angles = self.cos.chunks_exact(self.half).zip(self.sin.chunks_exact(self.half));
-        for (row, (cos, sin)) in self.x.chunks_exact_mut(self.row).zip(angles) {
-            for head in row.chunks_exact_mut(self.head_dim) {
-                let turned = &mut head[..2 * self.half];
-                if self.neighbours {
+            for head in row.chunks_exact_mut(head_dim) {
+                let turned = &mut head[..2 * half];
+                if neighbours {
                     for ((pair, cos), sin) in turned.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
                         let [x1, x2] = *pair;
                         *pair = [x1 * cos - x2 * sin, x2 * cos + x1 * sin];
                     }
                     continue;
                 }
-                let (first, second) = turned.split_at_mut(self.half);
+                let (first, second) = turned.split_at_mut(half);
                 for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                     (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
                 }
@@ -413,7 +393,8 @@ impl Kernel for LayerNorm<'_> {
         let pieces = self.weight.len() / self.piece;
         for (index, x) in self.x.chunks_exact_mut(self.piece).enumerate() {
             let at = index % pieces * self.piece..(index % pieces + 1) * self.piece;
-            let mean = sum(simd, x) / x.len() as f32;
+            let one = simd.splat(1.0);
+            let mean = sum_by_lanes(simd, x, |x, sum| simd.mul_add(x, one, sum)) / x.len() as f32;
             x.iter_mut().for_each(|x| *x -= mean);
             let factor = 1.0 / (sum_of_squares(simd, x) / x.len() as f32 + self.eps).sqrt();
             for (x, weight) in x.iter_mut().zip(&self.weight[at.clone()]) {
@@ -422,38 +403,6 @@ impl Kernel for LayerNorm<'_> {
             for (x, bias) in x.iter_mut().zip(self.bias.map_or(&[][..], |bias| &bias[at])) {
                 *x += bias;
             }
-        }
-    }
-}
-
-/// Lane `l` of four vectors in turn sums its columns, as [`sum_of_squares`] does.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
-    let mut sums = [simd.splat(0.0); 4];
-    let one = simd.splat(1.0);
-    let mut col = 0;
-    while col < row.len() {
-        for sum in &mut sums {
-            let count = S::LANES.min(row.len() - col);
-            let x = load_up_to::<S, F32>(simd, bytemuck::cast_slice(row), col, count);
-            *sum = simd.mul_add(x, one, *sum);
-            col += count;
-        }
-    }
-    let [a, b, c, d] = simd.sums(sums);
-    (a + b) + (c + d)
-}
-
-struct SwiGlu<'a> {
-    gate: &'a mut [f32],
-    up: &'a [f32],
-}
-
-impl Kernel for SwiGlu<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (gate, up) in self.gate.iter_mut().zip(self.up) {
-            *gate = silu(*gate) * up;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use narrows_cpu::{AttentionRow, Cpu, KvView, Matrix, RowsMut};
+use narrows_cpu::{Activation, AttentionRow, Cpu, KvView, Matrix, RowsMut};
 use narrows_shard::Encoding;
 use narrows_staging::{Arena, ArenaOptions, Budget, Region};
 
@@ -137,13 +137,9 @@ fn call<'a>(case: &Case, cpu: &'a Cpu, weights: &'a [u8]) -> Result<Call<'a>> {
             Box::new(move |_| cpu.rope(black_box(&mut x), heads, head_dim, &cos, &sin))
         }
         (Operation::Swiglu, &[width]) => {
-            let (mut gate, up) = (vec![1.0; rows * width], vec![1.4; rows * width]);
-            // The result stands where the gate stood, and would become subnormal: each call has a new gate, which
-            // counts as written.
-            Box::new(move |_| {
-                gate.fill(1.0);
-                cpu.swiglu(black_box(&mut gate), &up)
-            })
+            let (gate, up) = (vec![1.0; rows * width], vec![1.4; rows * width]);
+            let mut out = vec![0.0; rows * width];
+            Box::new(move |_| cpu.activate(Activation::Silu, black_box(&gate), Some(&up), &mut out))
         }
         (Operation::Add, &[width]) => {
             let (x, mut y) = (vec![0.0; rows * width], vec![1.0; rows * width]);

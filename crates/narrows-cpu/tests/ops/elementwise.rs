@@ -1,4 +1,4 @@
-use narrows_cpu::{Cpu, Error, Isa, reference};
+use narrows_cpu::{Activation, Cpu, Error, Isa, reference};
 use proptest::prelude::*;
 
 use crate::{assert_close, bits, cpus, noise};
@@ -78,9 +78,9 @@ fn swiglu_over_the_whole_range() {
     let up = noise(7, gate.len());
     let want = reference::swiglu(&gate, &up);
     let results = everywhere(|cpu| {
-        let mut gate = gate.clone();
-        cpu.swiglu(&mut gate, &up).unwrap();
-        gate
+        let mut out = vec![0.0; gate.len()];
+        cpu.activate(Activation::Silu, &gate, Some(&up), &mut out).unwrap();
+        out
     });
     for (isa, got) in &results {
         assert_close(got, &want, |i| want[i].abs(), &format!("{isa} swiglu"));
@@ -142,7 +142,8 @@ fn wrong_shapes_are_errors() {
     let ragged = |result| matches!(result, Err(Error::Ragged { .. }));
     let zero = |result| matches!(result, Err(Error::Zero { .. }));
     assert!(length(cpu.add(&[0.0; 11], y)));
-    assert!(length(cpu.swiglu(y, &[0.0; 13])));
+    assert!(length(cpu.activate(Activation::Silu, &[0.0; 12], Some(&[0.0; 13]), y)));
+    assert!(length(cpu.activate(Activation::Silu, &[0.0; 13], None, y)));
     assert!(ragged(cpu.add_bias(&[0.0; 5], y)));
     assert!(zero(cpu.add_bias(&[], y)));
     assert!(length(cpu.rms_norm(&[0.0; 6], &[1.0; 3], EPS, y)));
@@ -155,4 +156,124 @@ fn wrong_shapes_are_errors() {
     assert!(length(cpu.rope(y, 3, 2, &[0.0; 2], &[0.0; 1])));
     assert!(length(cpu.rope(y, 3, 2, &[0.0; 1], &[0.0; 2])));
     assert!(cpu.rope(y, 3, 2, &[0.0; 2], &[0.0; 2]).is_ok());
+}
+
+#[test]
+fn a_part_of_each_head_turns() {
+    for (head_dim, half) in [(6, 1), (16, 4), (24, 12), (70, 17), (128, 32)] {
+        for (n, heads, neighbours) in [(1, 1, false), (3, 2, true), (33, 8, false), (33, 8, true)] {
+            let x = noise(3, n * heads * head_dim);
+            let (cos, sin) = (noise(4, n * half), noise(5, n * half));
+            let mut want = x.clone();
+            for (head, out) in want.chunks_mut(head_dim).enumerate() {
+                for j in 0..half {
+                    let (a, b) = if neighbours { (2 * j, 2 * j + 1) } else { (j, j + half) };
+                    let angle = head / heads * half + j;
+                    let (c, s) = (f64::from(cos[angle]), f64::from(sin[angle]));
+                    let (first, second) = (f64::from(out[a]), f64::from(out[b]));
+                    out[a] = (first * c - second * s) as f32;
+                    out[b] = (second * c + first * s) as f32;
+                }
+            }
+            for (isa, got) in everywhere(|cpu| {
+                let mut x = x.clone();
+                cpu.rope_in_part(&mut x, heads, head_dim, neighbours, &cos, &sin).unwrap();
+                x
+            }) {
+                assert_close(&got, &want, |_| 1.0, &format!("{isa} {half} of {head_dim}, {neighbours}"));
+            }
+        }
+    }
+    let cpu = Cpu::new(1).unwrap();
+    let beyond = cpu.rope_in_part(&mut [0.0; 8], 2, 4, false, &[0.0; 3], &[0.0; 3]);
+    assert!(matches!(beyond, Err(Error::Beyond { .. })));
+}
+
+#[test]
+fn norms_of_pieces() {
+    for (piece, own, n) in [(1, 1, 3), (7, 1, 5), (24, 4, 9), (65, 3, 33), (2048, 1, 2)] {
+        let (x, weight, bias) = (noise(1, n * own * piece), noise(2, own * piece), noise(3, own * piece));
+        for centred in [false, true] {
+            let mut want = Vec::new();
+            for (index, x) in x.chunks(piece).enumerate() {
+                let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / piece as f64;
+                let shifted = |x: f32| f64::from(x) - if centred { mean } else { 0.0 };
+                let squares: f64 = x.iter().map(|x| shifted(*x).powi(2)).sum();
+                let norm = (squares / piece as f64 + f64::from(EPS)).sqrt();
+                for (j, x) in x.iter().enumerate() {
+                    let at = index % own * piece + j;
+                    let bias = if centred { f64::from(bias[at]) } else { 0.0 };
+                    want.push((shifted(*x) / norm * f64::from(weight[at]) + bias) as f32);
+                }
+            }
+            for (isa, got) in everywhere(|cpu| {
+                let mut x = x.clone();
+                match centred {
+                    true => cpu.layer_norm_in_place(&mut x, piece, &weight, Some(&bias), EPS).unwrap(),
+                    false => cpu.rms_norm_pieces(&mut x, piece, &weight, EPS).unwrap(),
+                }
+                x
+            }) {
+                // What the mean is taken off is up to one, and is divided by the norm of the rest.
+                assert_close(
+                    &got,
+                    &want,
+                    |i| want[i].abs() + 4.0,
+                    &format!("{isa} {own} x {piece}, {centred}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn maps_of_elements() {
+    let (x, factors) = (noise(8, 4 * 1001), noise(9, 1001));
+    let x: Vec<f32> = x.iter().map(|x| x * 20.0).collect();
+    let gelu =
+        |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
+    let activated = |function: Activation| {
+        move |cpu: &Cpu, x: &[f32]| {
+            let mut out = vec![f32::NAN; x.len()];
+            cpu.activate(function, x, None, &mut out).unwrap();
+            out
+        }
+    };
+    let mapped = |op: fn(&Cpu, &mut [f32])| {
+        move |cpu: &Cpu, x: &[f32]| {
+            let mut x = x.to_vec();
+            op(cpu, &mut x);
+            x
+        }
+    };
+    type Case<'a> = (&'a str, Box<dyn Fn(&Cpu, &[f32]) -> Vec<f32>>, Box<dyn Fn(f64) -> f64>);
+    let cases: [Case<'_>; 6] = [
+        ("gelu", Box::new(activated(Activation::GeluTanh)), Box::new(gelu)),
+        ("relu squared", Box::new(activated(Activation::Relu2)), Box::new(|x| x.max(0.0).powi(2))),
+        ("sigmoid", Box::new(activated(Activation::Sigmoid)), Box::new(|x| 1.0 / (1.0 + (-x).exp()))),
+        ("scale", Box::new(mapped(|cpu, x| cpu.scale(0.3, x))), Box::new(|x| x * f64::from(0.3_f32))),
+        ("softcap", Box::new(mapped(|cpu, x| cpu.softcap(5.0, x))), Box::new(|x| 5.0 * (x / 5.0).tanh())),
+        ("clamp", Box::new(mapped(|cpu, x| cpu.clamp(7.5, x))), Box::new(|x| x.clamp(-7.5, 7.5))),
+    ];
+    for (name, op, want) in &cases {
+        let want: Vec<f32> = x.iter().map(|x| want(f64::from(*x)) as f32).collect();
+        let results = everywhere(|cpu| op(cpu, &x));
+        for (isa, got) in &results {
+            assert_close(got, &want, |i| want[i].abs().max(1.0), &format!("{isa} {name}"));
+            assert_eq!(bits(got), bits(&results[0].1), "nothing in it depends on the instruction set");
+        }
+    }
+    for (isa, got) in everywhere(|cpu| {
+        let mut x = x.clone();
+        cpu.multiply(&factors, &mut x).unwrap();
+        x
+    }) {
+        let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * factors[i % 1001]).collect();
+        assert_eq!(bits(&got), bits(&want), "{isa}");
+    }
+    let cpu = Cpu::new(1).unwrap();
+    let mut nan = [f32::NAN; 3];
+    cpu.clamp(1.0, &mut nan);
+    assert!(nan.iter().all(|x| x.is_nan()));
+    assert!(matches!(cpu.multiply(&[1.0; 2], &mut [0.0; 3]), Err(Error::Ragged { .. })));
 }

@@ -175,13 +175,8 @@ impl Backend for CpuBackend {
                 let (cos, sin) = &backend.step.angles[rotate.rope.0];
                 let (heads, head_dim) = (rotate.heads, rotate.head_dim);
                 let rope = &backend.lowered.program.ropes[rotate.rope.0];
-                match (rope.dims == head_dim, rope.pairing) {
-                    (true, Pairing::Halves) => Ok(backend.cpu.rope(x, heads, head_dim, cos, sin)?),
-                    (_, pairing) => {
-                        let neighbours = pairing == Pairing::Neighbours;
-                        Ok(backend.cpu.rope_in_part(x, heads, head_dim, neighbours, cos, sin)?)
-                    }
-                }
+                let neighbours = rope.pairing == Pairing::Neighbours;
+                Ok(backend.cpu.rope_in_part(x, heads, head_dim, neighbours, cos, sin)?)
             }),
             Op::Attend(attend) => self.attend(attend, sequences),
             Op::Activate(a) => self.with(a.to, |backend, to| {
