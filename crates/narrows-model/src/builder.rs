@@ -639,17 +639,16 @@ impl<'c> Builder<'c> {
         let taken = self.value("taken", hidden, Rows::Chosen);
         let outer = std::mem::take(&mut self.ops);
         let first = WeightId(self.program.weights.len());
-        let made = self.expert(taken, m, 0);
+        let made = self.expert(taken, m);
         let body = std::mem::replace(&mut self.ops, outer);
         let each = self.program.weights.len() - first.0;
         // The others are alike; their values are those of the first.
-        for expert in 1..m.count {
-            for weight in first.0..first.0 + each {
-                let mut spec = self.program.weights[weight].clone();
-                spec.name = self.expert_name(m, expert, weight - first.0);
-                spec.within = self.expert_slice(m, expert, weight - first.0);
-                spec.expert = Some(expert);
-                self.program.weights.push(spec);
+        let of_one = self.program.weights.split_off(first.0);
+        for expert in 0..m.count {
+            for (which, spec) in of_one.iter().enumerate() {
+                let (name, within) =
+                    (self.expert_name(m, expert, which), self.expert_slice(m, expert, which));
+                self.program.weights.push(WeightSpec { name, within, expert: Some(expert), ..spec.clone() });
             }
         }
         let count = m.count;
@@ -657,24 +656,16 @@ impl<'c> Builder<'c> {
         Ok(to)
     }
 
-    /// What the first expert computes.
-    fn expert(&mut self, taken: Value, m: &Mixture, expert: usize) -> Value {
+    /// What an expert computes; its matrices have no names yet.
+    fn expert(&mut self, taken: Value, m: &Mixture) -> Value {
         let hidden = self.dims().hidden;
-        let first = self.program.weights.len();
         let (up, down) = match m.names {
             Names::Each { .. } => (Up::Gated("gate", "up"), "down"),
             Names::Together { .. } => (Up::Fused("gate_up"), "down"),
         };
         let mlp = Mlp { width: m.width, act: m.act, up, down, bias: false };
         let activated = self.activated(taken, &mlp, Role::Expert, str::to_owned);
-        let made = self.linear(down, "made", activated, hidden, Role::Expert, false);
-        for weight in first..self.program.weights.len() {
-            let name = self.expert_name(m, expert, weight - first);
-            let within = self.expert_slice(m, expert, weight - first);
-            let spec = &mut self.program.weights[weight];
-            (spec.name, spec.within, spec.expert) = (name, within, Some(expert));
-        }
-        made
+        self.linear(down, "made", activated, hidden, Role::Expert, false)
     }
 
     /// The name of an expert's matrix: gate, up, down; or gate and up in one, down.

@@ -204,10 +204,4 @@ impl Program {
         }
         Ok(())
     }
-
-    /// Elements of all weights.
-    #[must_use]
-    pub fn parameters(&self) -> u64 {
-        self.weights.iter().map(|spec| spec.len() as u64).sum()
-    }
 }

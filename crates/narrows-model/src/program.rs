@@ -543,27 +543,7 @@ impl Program {
     }
 }
 
-impl Dims {
-    /// Width of all query heads together.
-    #[must_use]
-    pub const fn q_size(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Width of all key (or value) heads together.
-    #[must_use]
-    pub const fn kv_size(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-}
-
 impl WeightSpec {
-    /// Whether it stays in memory, in float32, beside the tiles that are streamed.
-    #[must_use]
-    pub fn stays(&self) -> bool {
-        self.role == Role::Vector
-    }
-
     /// Its elements.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -113,16 +113,17 @@ impl Loading<'_> {
     fn vector(&mut self, spec: &VectorSpec) -> Result<Vec<f32>> {
         let mut values = Vec::with_capacity(spec.parts.iter().map(|(_, range)| range.len()).sum());
         for (weight, range) in &spec.parts {
-            let located = self.model.weight(*weight)?.clone();
+            let model = self.model;
+            let located = model.weight(*weight)?;
             // Beside the files of the stream one is open: there may be hundreds, and limits are low.
             if self.open.replace(located.tensor.file) != Some(located.tensor.file) {
                 self.reader.release();
             }
             match spec.make {
-                Make::InverseRowNorms => self.row_norms(&located, range.clone(), &mut values)?,
+                Make::InverseRowNorms => self.row_norms(located, range.clone(), &mut values)?,
                 Make::Plain | Make::PlusOne => {
                     let start = row_bytes(located.encoding, range.start)? as u64;
-                    self.read(&located, start, range.len(), &mut values)?;
+                    self.read(located, start, range.len(), &mut values)?;
                 }
             }
         }

@@ -41,6 +41,20 @@ pub(super) fn count(config: &Fields, default: usize) -> Result<usize> {
     }
 }
 
+/// The experts that every row goes to, as one MLP of their widths together; how many says a key, or its default.
+pub(super) fn shared_experts(
+    config: &Fields,
+    (key, default): (&str, usize),
+    width: usize,
+) -> Result<Option<(&'static str, Mlp)>> {
+    let count = config.usize(key)?.unwrap_or(default);
+    match count.checked_mul(width).filter(|all| *all <= limit::INTERMEDIATE) {
+        Some(0) => Ok(None),
+        Some(all) => Ok(Some(("mlp.shared_experts", Mlp::swiglu(all, false)))),
+        None => Err(config.invalid(key, &format!("{count} of width {width} are more than allowed"))),
+    }
+}
+
 /// By layer, whether it has one MLP: `mlp_layer_types`, or the first `first_k_dense_replace`.
 pub(super) fn dense_layers(config: &Fields, layers: usize, default: usize) -> Result<Vec<bool>> {
     let first = config.usize("first_k_dense_replace")?.unwrap_or(default);
@@ -138,7 +152,7 @@ impl V3 {
         let count = size(config, self.count.0, self.count.1, limit::HIDDEN)?;
         let per_token = size(config, "num_experts_per_tok", self.per_token, limit::HIDDEN)?;
         let width = size(config, "moe_intermediate_size", self.width, limit::INTERMEDIATE)?;
-        let shared = config.usize(self.shared.0)?.unwrap_or(self.shared.1);
+        let shared = shared_experts(config, self.shared, width)?;
         let groups = config.usize("n_group")?.unwrap_or(1);
         let chosen = config.usize("topk_group")?.unwrap_or(1);
         if groups > 1 && (!count.is_multiple_of(groups) || !(1..=groups).contains(&chosen)) {
@@ -151,8 +165,7 @@ impl V3 {
             groups: (groups > 1).then_some(Groups { count: groups, chosen, best: 2 }),
             normalise: if normalise { Normalise::SumAnd(1e-20) } else { Normalise::No },
             scale: factor(config, self.scale.0, self.scale.1)?,
-            shared: (shared > 0)
-                .then_some(("mlp.shared_experts", Mlp::swiglu(shared.saturating_mul(width), false))),
+            shared,
             ..Mixture::softmax(count, per_token, width)
         })
     }
@@ -269,11 +282,9 @@ pub(super) fn hy_v3(config: &Fields, prefix: &str) -> Result<Program> {
         correction: "mlp.expert_bias",
         ..V3
     };
-    let mixture = Mixture {
-        router: "mlp.router.gate.weight",
-        shared: of.read(config)?.shared.map(|(_, mlp)| ("mlp.shared_mlp", mlp)),
-        ..of.read(config)?
-    };
+    let routing = of.read(config)?;
+    let shared = routing.shared.map(|(_, mlp)| ("mlp.shared_mlp", mlp));
+    let mixture = Mixture { router: "mlp.router.gate.weight", shared, ..routing };
     config.note("enable_moe_fp32_combine");
     let dense = dense_layers(config, facts.dims.layers, 1)?;
     let bias = switch(config, "attention_bias", false)?;
@@ -347,15 +358,14 @@ pub(super) fn afmoe(config: &Fields, prefix: &str) -> Result<Program> {
     let facts = Facts::read(config, "afmoe", &defaults)?;
     let (count, per_token) = (count(config, 64)?, size(config, "num_experts_per_tok", 6, limit::HIDDEN)?);
     let width = size(config, "moe_intermediate_size", 1408, limit::INTERMEDIATE)?;
-    let shared = config.usize("num_shared_experts")?.unwrap_or(2);
+    let shared = shared_experts(config, ("num_shared_experts", 2), width)?;
     let mixture = Mixture {
         router: "mlp.router.gate.weight",
         correction: Some(Correction { name: "mlp.expert_bias", two_dimensional: false }),
         scoring: Scoring::Sigmoid,
         normalise: Normalise::SumAnd(1e-20),
         scale: factor(config, "route_scale", 1.0)?,
-        shared: (shared > 0)
-            .then_some(("mlp.shared_experts", Mlp::swiglu(shared.saturating_mul(width), false))),
+        shared,
         ..Mixture::softmax(count, per_token, width)
     };
     let dense = config.usize("num_dense_layers")?.unwrap_or(1);
@@ -410,13 +420,12 @@ pub(super) fn ernie4_5_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let count_of = size(config, "moe_num_experts", 64, limit::HIDDEN)?;
     let per_token = size(config, "moe_k", 6, limit::HIDDEN)?;
     let width = size(config, "moe_intermediate_size", 1536, limit::INTERMEDIATE)?;
-    let shared = config.usize("moe_num_shared_experts")?.unwrap_or(2);
+    let shared = shared_experts(config, ("moe_num_shared_experts", 2), width)?;
     let correction = Correction { name: "mlp.moe_statics.e_score_correction_bias", two_dimensional: true };
     let mixture = Mixture {
         correction: Some(correction),
         normalise: Normalise::SumAtLeast(factor(config, "moe_norm_min", 1e-12)?),
-        shared: (shared > 0)
-            .then_some(("mlp.shared_experts", Mlp::swiglu(shared.saturating_mul(width), false))),
+        shared,
         ..Mixture::softmax(count_of, per_token, width)
     };
     let first = config.usize("moe_layer_start_index")?.unwrap_or(1);

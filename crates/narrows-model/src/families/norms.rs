@@ -1,9 +1,11 @@
 //! Families whose layers have norms, scales and caps in other places than Llama's: OLMo, EXAONE, Gemma, Granite, Command.
 
 use super::block::{Block, Feed};
-use super::mixtures::count;
-use crate::builder::{Head, Mixture, Mlp, Names, NormAs, QkNorm, Up};
-use crate::config::{Defaults, Facts, GELU_TANH, SILU, cap, factor, sliding, switch, window, windows};
+use super::mixtures::{count, dense_layers, shared_experts};
+use crate::builder::{Head, Mixture, Mlp, Names, NormAs, QkNorm};
+use crate::config::{
+    Defaults, Facts, GELU_TANH, SILU, cap, factor, limit, size, sliding, switch, window, windows,
+};
 use crate::error::Result;
 use crate::fields::Fields;
 use crate::program::{Activation, Normalise, Program, Scoring};
@@ -317,7 +319,7 @@ pub(super) fn cohere2_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let defaults = Defaults { rope: RopeDefaults { theta: 1e4, ..COHERE.rope }, ..COHERE };
     let mut facts = Facts::read(config, "cohere2_moe", &defaults)?;
     let layers = facts.dims.layers;
-    let dense = super::mixtures::dense_layers(config, layers, 0)?;
+    let dense = dense_layers(config, layers, 0)?;
     // The first, dense layers have a pattern of their own; the others' begins behind them.
     let first = config.usize("first_k_dense_replace")?.unwrap_or(0);
     let (prefix_period, period) = (
@@ -335,7 +337,7 @@ pub(super) fn cohere2_moe(config: &Fields, prefix: &str) -> Result<Program> {
     let count = count(config, 8)?;
     let per_token = config.usize("num_experts_per_tok")?.unwrap_or(2);
     let width = facts.dims.intermediate;
-    let shared = config.usize("num_shared_experts")?.unwrap_or(0);
+    let shared = shared_experts(config, ("num_shared_experts", 0), width)?;
     let (scoring, normalise) = match config.str("expert_selection_fn")? {
         None | Some("softmax") => (Scoring::Softmax, Normalise::Sum),
         Some("sigmoid") => {
@@ -347,7 +349,7 @@ pub(super) fn cohere2_moe(config: &Fields, prefix: &str) -> Result<Program> {
     config.note("norm_topk_prob");
     // Routed and shared experts are averaged or added up.
     let half = match config.str("shared_expert_combination_strategy")? {
-        None | Some("average") => shared > 0,
+        None | Some("average") => shared.is_some(),
         Some("sum") => false,
         Some(other) => {
             return Err(config.unsupported("shared_expert_combination_strategy", &format!("\"{other}\"")));
@@ -359,10 +361,12 @@ pub(super) fn cohere2_moe(config: &Fields, prefix: &str) -> Result<Program> {
         normalise,
         scale,
         shared_scale: scale,
-        shared: (shared > 0).then_some(("mlp.shared_experts", Mlp::swiglu(shared * width, false))),
+        shared,
         ..Mixture::softmax(count, per_token, width)
     };
-    facts.dims.intermediate = config.usize("prefix_dense_intermediate_size")?.unwrap_or(width);
+    if !config.is_null("prefix_dense_intermediate_size") {
+        facts.dims.intermediate = size(config, "prefix_dense_intermediate_size", width, limit::INTERMEDIATE)?;
+    }
     config.note("rms_norm_eps");
     let rotated: Vec<bool> =
         slides.iter().zip(&dense).map(|(slides, dense)| *slides || (*dense && prefix_period == 1)).collect();
@@ -385,7 +389,7 @@ fn commands(
     let head = Head { scale: factor(config, "logit_scale", 0.0625)?, ..Head::llama(norm) };
     let (mut b, rope) = facts.begin(config, prefix)?;
     let block = Block { before: [Some("input_layernorm"), None], parallel: true, ..Block::pre_norm(norm) };
-    let mlp = Mlp { up: Up::Gated("gate_proj", "up_proj"), ..Mlp::swiglu(b.dims().intermediate, false) };
+    let mlp = Mlp::swiglu(b.dims().intermediate, false);
     for (layer, window) in windows.into_iter().enumerate() {
         let mut attention = b.attention_facts(rope);
         (attention.qkv_bias, attention.out_bias) = (bias, bias);

@@ -165,6 +165,9 @@ pub(super) fn qwen1(config: &Fields, prefix: &str) -> Result<Program> {
     for key in ["use_dynamic_ntk", "use_logn_attn", "max_position_embeddings", "softmax_in_fp32"] {
         config.note(key);
     }
+    if facts.dims.intermediate < 2 {
+        return Err(config.invalid("intermediate_size", "1 is twice no size"));
+    }
     facts.dims.intermediate /= 2;
     let rms = NormAs::rms(facts.dims.eps);
     let (mut b, rope) = facts.begin_with(config, prefix, "transformer.wte", None)?;

@@ -268,3 +268,62 @@ proptest! {
         }
     }
 }
+
+/// No number that a config of any family may have is more than an error, and what is accepted has weights of sane sizes.
+#[test]
+fn absurd_numbers_in_every_family() {
+    const KEYS: [&str; 30] = [
+        "attention_multiplier",
+        "first_k_dense_replace",
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "kv_channels",
+        "logit_scale",
+        "max_position_embeddings",
+        "moe_intermediate_size",
+        "moe_k",
+        "moe_layer_end_index",
+        "moe_layer_interval",
+        "moe_num_experts",
+        "moe_num_shared_experts",
+        "moe_topk",
+        "multi_query_group_num",
+        "n_group",
+        "n_routed_experts",
+        "n_shared_experts",
+        "num_attention_heads",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_key_value_heads",
+        "num_local_experts",
+        "num_shared_experts",
+        "prefix_dense_intermediate_size",
+        "rotary_dim",
+        "sliding_window",
+        "sliding_window_pattern",
+        "topk_group",
+    ];
+    let mut accepted = 0;
+    for family in narrows_model::known() {
+        for key in KEYS {
+            for value in
+                [json!(0), json!(1), json!(3), json!(-1), json!(1_u64 << 45), json!(u64::MAX), json!(1e308)]
+            {
+                let layers = if family == "chatglm" { "num_layers" } else { "num_hidden_layers" };
+                let mut config = json!({
+                    "model_type": family, "hidden_size": 64, "num_attention_heads": 4, layers: 2,
+                });
+                config[key] = value.clone();
+                if let Ok(program) = Program::parse(Path::new("config.json"), config.to_string().as_bytes()) {
+                    accepted += 1;
+                    for spec in &program.weights {
+                        let len = spec.shape.iter().try_fold(1_usize, |len, dim| len.checked_mul(*dim));
+                        assert!(len.is_some_and(|len| len > 0), "{family} {key} {value}: {spec:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(accepted > 1000, "{accepted}");
+}
